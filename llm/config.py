@@ -1,0 +1,132 @@
+"""Configs: YAML files with `include:`, merged left to right, then `key.path=value` overrides, checked against dataclasses.
+
+Each part's config is a frozen dataclass beside its code. Where a field chooses among kinds (`mixer: {kind: retention, ...}`) the
+field is `Any` and the caller passes a table: path pattern -> kind -> dataclass, so that this module imports nothing above it.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from llm.errors import ConfigError, did_you_mean
+
+Schema = TypeVar("Schema")
+Kinds = Mapping[str, Mapping[str, type]]
+
+
+def configs_root() -> Path:
+    """The folder of the configs that ship with Braid: `configs/` of a checkout, `llm/configs/` of an installed wheel."""
+    here = Path(__file__).resolve().parent
+    return next((p for p in (here / "configs", here.parent / "configs") if p.is_dir()), here / "configs")
+
+
+def load(schema: type[Schema], words: Sequence[str], kinds: Kinds) -> Schema:
+    """Read `FILE.yaml... key.path=value...` into a frozen `schema`.
+
+    Files are looked up from the working directory, then among the shipped configs. Later words win.
+
+    Raises:
+        ConfigError: a file that is missing or no YAML, an unknown key or kind, a value of the wrong type.
+    """
+    files = [word for word in words if "=" not in word]
+    overrides = [word for word in words if "=" in word]
+    merged: dict = {}
+    for file in files:
+        merged = _merge(merged, _read(_find(file, Path.cwd()), including=()))
+    for word in overrides:
+        try:
+            merged = _merge(merged, _plain(OmegaConf.from_dotlist([word])))
+        except Exception as error:
+            raise ConfigError(f"{word!r} is not an override: {error}; write key.path=value") from None
+    return build(schema, merged, kinds)
+
+
+def build(schema: type[Schema], values: Mapping, kinds: Kinds) -> Schema:
+    """A frozen `schema` from plain keys and values. Raises ConfigError."""
+    node = OmegaConf.create(dict(values))
+    for pattern, table in kinds.items():
+        for parent, key, path in _matches(node, pattern.split("."), ""):
+            parent[key] = _with_kind(parent[key], path, table)
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), node))  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise ConfigError(_sentence(error)) from None
+
+
+def to_yaml(config: Any) -> str:
+    """The resolved config as YAML that `load` reads back to an equal object."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _find(name: str, folder: Path) -> Path:
+    for candidate in (folder / name, configs_root() / name, configs_root().parent / name):
+        if candidate.is_file():
+            return candidate
+    raise ConfigError(f"config file {name} does not exist in {folder} nor in {configs_root()}; overrides are written key.path=value")
+
+
+def _plain(node: DictConfig | ListConfig) -> Any:
+    return OmegaConf.to_container(node, resolve=False)
+
+
+def _read(path: Path, including: tuple[Path, ...]) -> dict:
+    if path in including:
+        raise ConfigError(f"{path} includes itself: {' -> '.join(str(p) for p in (*including, path))}; break the circle")
+    try:
+        node = _plain(OmegaConf.load(path))
+    except Exception as error:
+        raise ConfigError(f"{path} is no valid YAML: {error}") from None
+    if not isinstance(node, dict):
+        raise ConfigError(f"{path} holds a list; a config file holds keys and values")
+    included = node.pop("include", [])
+    merged: dict = {}
+    for name in [included] if isinstance(included, str) else included:
+        merged = _merge(merged, _read(_find(name, path.parent), (*including, path)))
+    return _merge(merged, node)
+
+
+def _merge(below: dict, above: dict) -> dict:
+    """`above` wins. A node whose `kind` changes starts afresh: settings of another kind do not carry over."""
+    merged = dict(below)
+    for key, new in above.items():
+        old = merged.get(key)
+        alike = isinstance(old, dict) and isinstance(new, dict) and new.get("kind", old.get("kind")) == old.get("kind")
+        merged[key] = _merge(old, new) if alike else new
+    return merged
+
+
+def _matches(node: Any, pattern: list[str], path: str) -> list[tuple[DictConfig, str, str]]:
+    """(parent, key, path) of every node that `pattern` names; `*` stands for any key."""
+    if not isinstance(node, DictConfig):
+        return []
+    head, *rest = pattern
+    found = []
+    for key in list(node.keys()) if head == "*" else [head] if head in node else []:
+        here = f"{path}.{key}" if path else str(key)
+        found += _matches(node[key], rest, here) if rest else [(node, key, here)]
+    return found
+
+
+def _with_kind(node: Any, path: str, table: Mapping[str, type]) -> DictConfig:
+    if isinstance(node, str):
+        node = OmegaConf.create({"kind": node})
+    if not isinstance(node, DictConfig) or "kind" not in node:
+        raise ConfigError(f"{path} ({node}) names no kind; write {path}: {{kind: ...}} with one of {', '.join(sorted(table))}")
+    if node.kind not in table:
+        raise ConfigError(f"{path}.kind ({node.kind}) is unknown; {did_you_mean(str(node.kind), table)}")
+    try:
+        return OmegaConf.merge(OmegaConf.structured(table[node.kind]), node)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise ConfigError(_sentence(error, path)) from None
+
+
+def _sentence(error: OmegaConfBaseException, prefix: str = "") -> str:
+    """One line from OmegaConf's several, with the full path of the key in front."""
+    key = ".".join(part for part in (prefix, str(error.full_key or "")) if part)
+    law = str(error).splitlines()[0]
+    missing = re.search(r"Missing mandatory value", law)
+    return f"{key} is not set; it has no default" if missing else f"{key}: {law}"

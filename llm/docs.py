@@ -1,0 +1,80 @@
+"""Documents packed into a batch: one object with every spelling of their boundaries.
+
+The isolation law: where a document starts at t, nothing before t — earlier tokens, the incoming state, a convolution's
+tail, rotary positions — may touch t or later, exactly (zero, not small).
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Docs:
+    """Document boundaries of a `[B, T]` batch.
+
+    A row whose first token does not start a document continues the one that its incoming state belongs to.
+
+    Args:
+        starts_BT: bool; True where a document starts.
+    """
+
+    def __init__(self, starts_BT: Tensor):
+        assert starts_BT.dtype == torch.bool and starts_BT.ndim == 2, "starts_BT is a bool tensor [B, T]"
+        self.starts_BT = starts_BT
+
+    @classmethod
+    def from_lengths(cls, lengths: Sequence[Sequence[int]]) -> "Docs":
+        """Rows of document lengths; every row adds up to the same T, and each starts with a document."""
+        totals = {sum(row) for row in lengths}
+        assert len(totals) == 1, f"rows of different lengths: {sorted(totals)}"
+        starts = torch.zeros(len(lengths), totals.pop(), dtype=torch.bool)
+        for b, row in enumerate(lengths):
+            t = 0
+            for n in row:
+                starts[b, t] = True
+                t += n
+        return cls(starts)
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.starts_BT.shape
+
+    def __getitem__(self, tokens: slice) -> "Docs":
+        """The same documents seen through a slice of tokens."""
+        return Docs(self.starts_BT[:, tokens])
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Docs":
+        return Docs(self.starts_BT.to(device, non_blocking=non_blocking))
+
+    @cached_property
+    def id_BT(self) -> Tensor:
+        """int64: documents started so far in the row. 0 is the one continued from the incoming state."""
+        return self.starts_BT.long().cumsum(1)
+
+    @cached_property
+    def since_start_BT(self) -> Tensor:
+        """int64: tokens since the document's start, or since the batch's first token for the continued document."""
+        t = torch.arange(self.shape[1], device=self.starts_BT.device)
+        return t - torch.where(self.starts_BT, t, 0).cummax(1).values
+
+    def position_BT(self, offset_B: Tensor) -> Tensor:
+        """int64: each token's position in its document, when the continued one has `offset_B` tokens behind it."""
+        return self.since_start_BT + torch.where(self.id_BT == 0, offset_B[:, None], 0)
+
+    @cached_property
+    def cu_seqlens(self) -> Tensor:
+        """int32 `[documents + 1]`: ends of all segments of the flattened batch, as variable-length kernels take them.
+
+        Every row opens a segment. Its length depends on the data: reads from the host.
+        """
+        first_BT = F.pad(self.starts_BT[:, 1:], (1, 0), value=True)
+        ends = first_BT.flatten().nonzero().flatten()
+        return F.pad(ends, (0, 1), value=first_BT.numel()).int()
+
+    @cached_property
+    def max_len(self) -> int:
+        """Tokens of the longest segment. Reads from the host."""
+        return int(self.cu_seqlens.diff().max())
