@@ -1,0 +1,71 @@
+# Everything a checkout can do. `make` alone prints this list.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+# `deepspeed` and `ninja` are looked up on PATH by the launcher and by the extension builder.
+export PATH := $(BIN):$(PATH)
+
+# The stamp's name changes with what is to be installed, so an environment that is up to date costs nothing.
+INSTALLS := $(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-16)
+STAMP := $(VENV)/.braid-$(INSTALLS)
+
+PYTEST := $(BIN)/python -m pytest -q
+# Test processes share few cores: one thread each.
+one_thread := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+# $(call check,heading,command): a heading, the command, and the seconds it took; stops at the first that fails.
+define check
+@printf '\n==== %s\n' "$(1)"; start=$$(date +%s); code=0; ( $(2) ) || code=$$?; \
+printf -- '---- %s: %d s%s\n' "$(1)" $$(( $$(date +%s) - start )) "$$( ((code)) && echo ' FAILED' || true )"; exit $$code
+endef
+
+.PHONY: help env demo test test-all lint test-fast test-processes format check-cuda-constraints clean
+
+help: ## print this list
+	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 32
+
+env: $(STAMP) ## the virtual environment (VENV=.venv, PYTHON=python3), only when something changed
+
+$(STAMP):
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python {v.major}.{v.minor} is too old - Braid needs 3.11 or newer; name one with PYTHON=python3.11")'
+	@command -v g++ >/dev/null || { echo "g++ is missing - DeepSpeed builds an extension with it; install it (Debian: apt-get install g++)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(call check,install packages (constraints.txt),$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt -e '.[hf$(comma)dev]')
+	$(call check,build DeepSpeed's CPU communication op,$(BIN)/python -c 'from deepspeed.comm.torch import build_shm_op; build_shm_op()' >$(VENV)/build-extension.log 2>&1 || { tail -n 30 $(VENV)/build-extension.log; false; })
+	@rm -f $(VENV)/.braid-*; touch $@
+comma := ,
+
+demo: env ## from text on this machine to a trained, evaluated, exported model (10 minutes on 2 cores)
+	@$(BIN)/python launch/demo.py
+
+test: env lint test-fast test-processes ## every check that CI runs, cheap ones first
+
+lint: env ## ruff, mypy, import contracts
+	$(call check,ruff check,$(BIN)/ruff check .)
+	$(call check,ruff format,$(BIN)/ruff format --check .)
+	$(call check,mypy,$(BIN)/mypy)
+	$(call check,import contracts,$(BIN)/lint-imports)
+
+test-fast: env ## tests that run in one process each, two at a time
+	$(call check,pytest: single process,$(one_thread) $(PYTEST) -n 2 -m 'not multirank and not slow')
+
+test-processes: env ## tests that start ranks, commands and environments of their own, one after the other
+	$(call check,pytest: ranks and commands,$(one_thread) $(PYTEST) -m 'multirank and not slow')
+
+test-all: test ## adds the long tiers
+	$(call check,pytest: long tier,$(one_thread) $(PYTEST) -m slow)
+	$(MAKE) check-cuda-constraints
+
+format: env ## format and mend what ruff can
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+check-cuda-constraints: ## does constraints-cuda.txt resolve for linux and Python 3.11? (network, nothing is installed)
+	$(call check,constraints-cuda.txt resolves,slurm/check-cuda-constraints)
+
+clean: ## remove the environment and caches; runs/ and data/ stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
