@@ -1,7 +1,8 @@
 """Configs: YAML files with `include:`, merged left to right, then `key.path=value` overrides, checked against dataclasses.
 
 Each part's config is a frozen dataclass beside its code. Where a field chooses among kinds (`mixer: {kind: retention, ...}`) the
-field is `Any` and the caller passes a table: path pattern -> kind -> dataclass, so that this module imports nothing above it.
+field is `Any` and the caller passes a table: path pattern -> kind -> dataclass, so that this module imports nothing above it. Where
+the table knows a kind `none`, the field may be left out.
 """
 
 import re
@@ -50,7 +51,8 @@ def build(schema: type[Schema], values: Mapping, kinds: Kinds) -> Schema:
     node = OmegaConf.create(dict(values))
     for pattern, table in kinds.items():
         for parent, key, path in _matches(node, pattern.split("."), ""):
-            parent[key] = _with_kind(parent[key], path, table)
+            if key in parent or "none" in table:
+                parent[key] = _with_kind(parent.get(key, "none"), path, table)
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), node))  # type: ignore[return-value]
     except OmegaConfBaseException as error:
@@ -66,7 +68,9 @@ def _find(name: str, folder: Path) -> Path:
     for candidate in (folder / name, configs_root() / name, configs_root().parent / name):
         if candidate.is_file():
             return candidate
-    raise ConfigError(f"config file {name} does not exist in {folder} nor in {configs_root()}; overrides are written key.path=value")
+    raise ConfigError(
+        f"config file {name} does not exist in {folder} nor in {configs_root()}; overrides are written key.path=value"
+    )
 
 
 def _plain(node: DictConfig | ListConfig) -> Any:
@@ -100,12 +104,12 @@ def _merge(below: dict, above: dict) -> dict:
 
 
 def _matches(node: Any, pattern: list[str], path: str) -> list[tuple[DictConfig, str, str]]:
-    """(parent, key, path) of every node that `pattern` names; `*` stands for any key."""
+    """(parent, key, path) of every place that `pattern` names; `*` stands for any key. The last key may be absent."""
     if not isinstance(node, DictConfig):
         return []
     head, *rest = pattern
     found = []
-    for key in list(node.keys()) if head == "*" else [head] if head in node else []:
+    for key in list(node.keys()) if head == "*" else [head] if head in node or not rest else []:
         here = f"{path}.{key}" if path else str(key)
         found += _matches(node[key], rest, here) if rest else [(node, key, here)]
     return found

@@ -1,0 +1,70 @@
+"""What a model costs, from its config alone: parameters, forward FLOPs per token, bytes of state per sequence.
+
+A multiply-add is two FLOPs; norms, activations and rotations are not counted; a training step takes three forwards' worth.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+LINEAR_CHUNK = 64
+POSITION_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Cost:
+    parameters: int = 0
+    flops: float = 0.0
+    state_bytes: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.parameters + other.parameters, self.flops + other.flops, self.state_bytes + other.state_bytes)
+
+
+def projection(width_in: int, width_out: int) -> Cost:
+    """A matrix applied to every token."""
+    return Cost(parameters=width_in * width_out, flops=2.0 * width_in * width_out)
+
+
+def vector(size: int) -> Cost:
+    """Weights and biases applied elementwise."""
+    return Cost(parameters=size)
+
+
+def conv(width: int, taps: int) -> Cost:
+    """A depthwise convolution without bias."""
+    return Cost(parameters=width * taps, flops=2.0 * width * taps)
+
+
+def attention(heads: int, key: int, value: int, context: int, window: int | None) -> Cost:
+    """Scores and weighted sum over the visible keys, averaged over the positions of a context."""
+    W = min(window or context, context)
+    visible = (W * (W + 1) / 2 + (context - W) * W) / context
+    return Cost(flops=2.0 * heads * (key + value) * visible)
+
+
+def attention_cache(kv_heads: int, key: int, value: int, context: int, window: int | None, bytes_per_value: int) -> Cost:
+    """Keys, values and one byte of validity per slot after `context` tokens."""
+    slots = context if window is None else window - 1
+    return Cost(state_bytes=slots * (kv_heads * (key + value) * bytes_per_value + 1))
+
+
+def linear(heads: int, key: int, value: int) -> Cost:
+    """The chunked form: scores and outputs inside a chunk, state read and update between chunks."""
+    return Cost(flops=2.0 * heads * (LINEAR_CHUNK * (key + value) + 2 * key * value))
+
+
+def linear_state_bytes(heads: int, key: int, value: int) -> Cost:
+    """The float32 matrices of the family `linear`."""
+    return Cost(state_bytes=4 * heads * key * value)
+
+
+def model_cost(config: Any, context: int, bytes_per_value: int = 4) -> Cost:
+    """Of a `ModelConfig`, at a context length, with caches kept at `bytes_per_value`."""
+    Z, D = config.vocab_size, config.width
+    total = Cost(parameters=Z * D * (1 if config.tie_embeddings else 2), flops=2.0 * Z * D, state_bytes=POSITION_BYTES) + vector(D)
+    for name in config.layer_names():
+        layer = config.layers[name]
+        total += vector(D) + layer.mixer.cost(D, context, bytes_per_value)
+        if layer.ffn.kind != "none":
+            total += vector(D) + layer.ffn.cost(D)
+    return total

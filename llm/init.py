@@ -1,0 +1,96 @@
+"""Every parameter's role: how it starts, whether it decays, in which precision it is kept. The one place for initialisation.
+
+| role | start | weight decay | kept in float32 |
+|---|---|---|---|
+| embedding | N(0, 0.02) | no | no |
+| matrix | N(0, 1 / fan-in) | yes | no |
+| output matrix | N(0, 1 / (2 depth fan-in)) | yes | no |
+| norm | 1 | no | yes |
+| bias | 0 | no | yes |
+| conv | U(-1, 1) / sqrt(taps) | no | no |
+
+A parameter starts from a generator of its own, seeded by (seed, name): values depend on neither order, device nor ranks.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor, nn
+
+Start = Callable[[Tensor, Generator, int], Tensor]
+
+
+def _normal(std: float) -> Start:
+    return lambda p, generator, depth: torch.randn(p.shape, generator=generator) * std
+
+
+def _matrix(p: Tensor, generator: Generator, depth: int) -> Tensor:
+    return torch.randn(p.shape, generator=generator) * p.shape[1] ** -0.5
+
+
+def _output_matrix(p: Tensor, generator: Generator, depth: int) -> Tensor:
+    return _matrix(p, generator, depth) * (2 * depth) ** -0.5
+
+
+def _constant(value: float) -> Start:
+    return lambda p, generator, depth: torch.full(p.shape, value)
+
+
+def _conv(p: Tensor, generator: Generator, depth: int) -> Tensor:
+    return (torch.rand(p.shape, generator=generator) * 2 - 1) * p.shape[-1] ** -0.5
+
+
+@dataclass(frozen=True)
+class Role:
+    start: Start
+    weight_decay: bool
+    float32: bool
+
+
+ROLES: dict[str, Role] = {
+    "embedding": Role(_normal(0.02), weight_decay=False, float32=False),
+    "matrix": Role(_matrix, weight_decay=True, float32=False),
+    "output matrix": Role(_output_matrix, weight_decay=True, float32=False),
+    "norm": Role(_constant(1.0), weight_decay=False, float32=True),
+    "bias": Role(_constant(0.0), weight_decay=False, float32=True),
+    "conv": Role(_conv, weight_decay=False, float32=False),
+}
+
+# What a name gives away; anything else is named in the `roles` of the module that owns it.
+NAMES: tuple[tuple[str, str], ...] = (
+    (r"(^|\.)(embedding|head)$", "embedding"),
+    (r"(^|\.)(out_proj|down_proj)\.weight$", "output matrix"),
+    (r"_proj\.weight$", "matrix"),
+    (r"(^|\.)norm_weight$", "norm"),
+    (r"(^|\.)(\w+_)?bias$", "bias"),
+    (r"(^|\.)conv_weight$", "conv"),
+)
+
+
+def parameter_roles(model: nn.Module) -> dict[str, str]:
+    """The name of each parameter's role. Raises KeyError for a parameter that falls through: its module must name one."""
+    roles = {}
+    for path, module in model.named_modules():
+        for name, _ in module.named_parameters(recurse=False):
+            full = f"{path}.{name}" if path else name
+            named = getattr(module, "roles", {}).get(name)
+            found = named or next((role for pattern, role in NAMES if re.search(pattern, full)), None)
+            if found not in ROLES:
+                raise KeyError(
+                    f"parameter {full} has no role ({found}): name one of {', '.join(ROLES)} in {type(module).__name__}.roles"
+                )
+            roles[full] = found
+    return roles
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, seed: int, depth: int) -> None:
+    """Fill every parameter of a model on a real device from (seed, its name)."""
+    roles = parameter_roles(model)
+    for name, parameter in model.named_parameters():
+        digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        parameter.copy_(ROLES[roles[name]].start(parameter, generator, depth))

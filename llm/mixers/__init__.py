@@ -1,0 +1,10 @@
+"""The table of mixers: `kind` -> (config, module). A new mixer is one file and one line here."""
+
+from llm.mixers.attention import Attention, AttentionConfig
+from llm.mixers.mixer import Mixer
+from llm.mixers.retention import Retention, RetentionConfig
+
+MIXERS: dict[str, tuple[type, type[Mixer]]] = {
+    "attention": (AttentionConfig, Attention),
+    "retention": (RetentionConfig, Retention),
+}

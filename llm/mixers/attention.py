@@ -1,0 +1,83 @@
+"""Softmax attention: multi-head, grouped or multi-query, full or in a sliding window, with rotary positions.
+
+Vaswani et al., arXiv:1706.03762 eq. 1; grouped queries, arXiv:2305.13245; the window counts the token itself, as in Mistral
+(arXiv:2310.06825); per-head RMSNorm of queries and keys before the rotation, as in Qwen3.
+"""
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+from torch import Tensor, nn
+
+from llm.cost import Cost, attention, attention_cache, projection, vector
+from llm.errors import ConfigError
+from llm.mixers.mixer import Mixer
+from llm.ops.norm import RMSNorm
+from llm.sequence import Seq, attention_state, named
+from llm.state import StateSpec
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """kv_heads: None is as many as heads. head_dim: None is width / heads. window: None is full. rope_theta: None is no rotation."""
+
+    kind: str = "attention"
+    heads: int = MISSING
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    window: int | None = None
+    rope_theta: float | None = 10000.0
+    qk_norm: bool = False
+    norm_eps: float = 1e-6
+
+    def sizes(self, width: int) -> tuple[int, int, int]:
+        """Heads, key/value heads, channels per head."""
+        return self.heads, self.kv_heads or self.heads, self.head_dim or width // self.heads
+
+    def check(self, where: str, width: int) -> None:
+        """Raises ConfigError."""
+        if self.heads < 1 or (self.head_dim is None and width % self.heads):
+            raise ConfigError(f"{where}.heads ({self.heads}) must divide model.width ({width}); change it or set {where}.head_dim")
+        H, G, K = self.sizes(width)
+        if G < 1 or H % G:
+            raise ConfigError(f"{where}.kv_heads ({G}) must divide {where}.heads ({H}); use a divisor of {H}")
+        if self.rope_theta is not None and K % 2:
+            raise ConfigError(f"{where}: rotary positions need an even head_dim ({K}); change it or set {where}.rope_theta=null")
+        if self.window is not None and self.window < 1:
+            raise ConfigError(f"{where}.window ({self.window}) counts the token itself; use 1 or more, or null for full attention")
+
+    def cost(self, width: int, context: int, bytes_per_value: int) -> Cost:
+        H, G, K = self.sizes(width)
+        norms = vector(2 * K) if self.qk_norm else Cost()
+        projections = projection(width, (H + 2 * G) * K) + projection(H * K, width)
+        return (
+            projections
+            + norms
+            + attention(H, K, K, context, self.window)
+            + attention_cache(G, K, K, context, self.window, bytes_per_value)
+        )
+
+
+class Attention(Mixer):
+    def __init__(self, config: AttentionConfig, width: int):
+        super().__init__()
+        self.config = config
+        self.heads, self.kv_heads, self.head_dim = config.sizes(width)
+        self.q_proj = nn.Linear(width, self.heads * self.head_dim, bias=False)
+        self.k_proj = nn.Linear(width, self.kv_heads * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(width, self.kv_heads * self.head_dim, bias=False)
+        self.out_proj = nn.Linear(self.heads * self.head_dim, width, bias=False)
+        self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
+
+    def mix(self, x_BTD: Tensor, seq: Seq) -> Tensor:
+        q, k, v = (proj(x_BTD).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.config.rope_theta is not None:
+            q, k = seq.rotary(q, k, theta=self.config.rope_theta)
+        y_BTHV = seq.attention("attention", q, k, v, window=self.config.window)
+        return self.out_proj(y_BTHV.flatten(-2))
+
+    def state_spec(self) -> dict[str, StateSpec]:
+        return named("attention", attention_state(self.kv_heads, self.head_dim, self.head_dim, self.config.window))

@@ -1,0 +1,145 @@
+"""The decoder: embedding -> braided blocks -> norm -> head, with state in and state out."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from omegaconf import MISSING
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from llm.block import Block, LayerConfig
+from llm.docs import Docs
+from llm.errors import ConfigError, did_you_mean
+from llm.init import initialise
+from llm.layers import LAYERS
+from llm.mixers import MIXERS
+from llm.ops.cross_entropy import cross_entropy
+from llm.ops.norm import RMSNorm
+from llm.sequence import POSITION
+from llm.state import State, StateSpec, place, select
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """width: channels of the residual stream. depth: layers. layers: by name. pattern: names, repeated until depth is reached."""
+
+    width: int = MISSING
+    depth: int = MISSING
+    vocab_size: int = MISSING
+    layers: dict[str, LayerConfig] = field(default_factory=dict)
+    pattern: list[str] = field(default_factory=list)
+    tie_embeddings: bool = True
+    norm_eps: float = 1e-6
+
+    def layer_names(self) -> list[str]:
+        """The name of each of the `depth` layers."""
+        return [self.pattern[i % len(self.pattern)] for i in range(self.depth)]
+
+    def check(self, where: str = "model") -> None:
+        """Raises ConfigError."""
+        for name in ("width", "depth", "vocab_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{where}.{name} ({getattr(self, name)}) must be at least 1")
+        if not self.pattern:
+            raise ConfigError(f"{where}.pattern is empty; list the names of {where}.layers in the order they repeat")
+        for name in self.pattern:
+            if name not in self.layers:
+                raise ConfigError(f"{where}.pattern names an unknown layer {name!r}; {did_you_mean(name, self.layers)}")
+        unused = sorted(set(self.layers) - set(self.layer_names()))
+        if unused:
+            raise ConfigError(
+                f"{where}.layers.{unused[0]} is in none of the {self.depth} layers; add it to {where}.pattern or remove it"
+            )
+        for name, layer in self.layers.items():
+            layer.mixer.check(f"{where}.layers.{name}.mixer", self.width)
+            layer.ffn.check(f"{where}.layers.{name}.ffn", self.width)
+
+
+def model_kinds(where: str = "model") -> dict[str, dict[str, type]]:
+    """The tables of kinds that `llm.config` needs to read a `ModelConfig` at the path `where`."""
+    prefix = f"{where}." if where else ""
+    return {
+        f"{prefix}layers.*.mixer": {kind: config for kind, (config, _) in MIXERS.items()},
+        f"{prefix}layers.*.ffn": {kind: config for kind, (config, _) in LAYERS.items()},
+    }
+
+
+class Output(NamedTuple):
+    """logits `[B, T, Z]`, or the summed loss in nats of the labels that are not ignored; and the state after the last token."""
+
+    logits: Tensor | None
+    loss_sum: Tensor | None
+    state: State
+
+
+class Decoder(nn.Module):
+    """A language model. Built on any device, also meta; values come from `llm.init.initialise`."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        config.check()
+        self.config = config
+        self.checkpoint_activations = False
+        self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.width))
+        self.blocks = nn.ModuleList(Block(config.layers[name], config.width, config.norm_eps) for name in config.layer_names())
+        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.head = None if config.tie_embeddings else nn.Parameter(torch.empty(config.vocab_size, config.width))
+
+    @classmethod
+    def create(cls, config: ModelConfig, seed: int, device: torch.device | str = "cpu") -> "Decoder":
+        """A decoder with its initial values."""
+        with torch.device("meta"):
+            model = cls(config)
+        model.to_empty(device=device)
+        initialise(model, seed, config.depth)
+        return model
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        state: State | None = None,
+        docs: Docs | None = None,
+        labels_BT: Tensor | None = None,
+        last_only: bool = False,
+    ) -> Output:
+        """Logits, or with labels the summed loss (labels are already shifted; -100 is not scored).
+
+        last_only: logits of the last token alone, `[B, 1, Z]`.
+        """
+        x_BTD, state = self._hidden(tokens_BT, state, docs)
+        head = self.embedding if self.head is None else self.head
+        if labels_BT is not None:
+            return Output(None, cross_entropy(x_BTD.flatten(0, 1), head.to(x_BTD.dtype), labels_BT.flatten()), state)
+        return Output(F.linear(x_BTD[:, -1:] if last_only else x_BTD, head), None, state)
+
+    def _hidden(self, tokens_BT: Tensor, state: State | None, docs: Docs | None) -> tuple[Tensor, State]:
+        x_BTD = F.embedding(tokens_BT, self.embedding)
+        new_state: State = {}
+        for i, block in enumerate(self.blocks):
+            old = None if state is None else {"position": state["position"], **select(state, f"layers.{i}")}
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                x_BTD, new = checkpoint(block, x_BTD, old, docs, use_reentrant=False)
+            else:
+                x_BTD, new = block(x_BTD, old, docs)
+            # One position serves all layers.
+            new_state["position"] = new.pop("position")
+            new_state |= place(new, f"layers.{i}")
+        return self.norm(x_BTD), new_state
+
+    def step(self, token_B: Tensor, state: State | None, starts_B: Tensor | None = None) -> tuple[Tensor, State]:
+        """One token: (logits `[B, Z]`, new state)."""
+        docs = None if starts_B is None else Docs(starts_B[:, None])
+        out = self(token_B[:, None], state, docs)
+        return out.logits[:, 0], out.state
+
+    def state_spec(self) -> dict[str, StateSpec]:
+        specs = {"position": POSITION}
+        for i, block in enumerate(self.blocks):
+            specs |= place(block.mixer.state_spec(), f"layers.{i}")  # type: ignore[arg-type, operator]
+        return specs
+
+    def init_state(self, batch: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> State:
+        """The state behind which no token lies."""
+        return {name: spec.zeros(batch, device, dtype) for name, spec in self.state_spec().items()}

@@ -1,0 +1,57 @@
+"""Causal softmax attention in blocks of queries on `scaled_dot_product_attention`. Definition: `naive.py`.
+
+A block of C queries sees only the keys that its window and causality allow it, so nothing of size T x T is made for
+documents, windows or caches; a row without any of these takes the fused causal kernel whole.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+BLOCK = 256
+
+
+def attention(
+    q_BTHK: Tensor,
+    k_BSGK: Tensor,
+    v_BSGV: Tensor,
+    valid_BP: Tensor,
+    starts_BT: Tensor | None = None,
+    *,
+    window: int | None = None,
+    scale: float,
+) -> Tensor:
+    """y `[B, T, H, V]`. The first P = S - T keys are the cache; `valid_BP` says which belong to the continued document."""
+    T, S = q_BTHK.shape[1], k_BSGK.shape[1]
+    past = S - T
+    q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BSGK, v_BSGV))
+    grouped = k.shape[1] != q.shape[1]
+    if past == 0 and starts_BT is None and (window is None or window >= T):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped).transpose(1, 2)
+
+    document_BS = _documents(valid_BP, starts_BT, T)
+    block = BLOCK if window is None else max(BLOCK, min(window, 4 * BLOCK))
+    outputs = []
+    for start in range(0, T, block):
+        stop = min(start + block, T)
+        first = 0 if window is None else max(0, past + start - window + 1)
+        keys = slice(first, past + stop)
+        mask = _mask(document_BS, past + start, past + stop, first, window)
+        part = q[:, :, start:stop], k[:, :, keys], v[:, :, keys]
+        outputs.append(F.scaled_dot_product_attention(*part, attn_mask=mask, scale=scale, enable_gqa=grouped))
+    return torch.cat(outputs, 2).transpose(1, 2)
+
+
+def _documents(valid_BP: Tensor, starts_BT: Tensor | None, T: int) -> Tensor:
+    """`[B, S]`: the number of each key's document; 0 continues from the cache, -1 is a cached token of an ended one."""
+    ids_BT = valid_BP.new_zeros(len(valid_BP), T, dtype=torch.long) if starts_BT is None else starts_BT.long().cumsum(1)
+    return torch.cat([valid_BP.long() - 1, ids_BT], 1)
+
+
+def _mask(document_BS: Tensor, start: int, stop: int, first: int, window: int | None) -> Tensor:
+    """bool `[B, 1, C, S']`: which keys `first..stop` each query `start..stop` may see."""
+    s = torch.arange(first, stop, device=document_BS.device)
+    distance = torch.arange(start, stop, device=document_BS.device)[:, None] - s
+    near = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+    same = document_BS[:, start:stop, None] == document_BS[:, None, first:stop]
+    return (near & same)[:, None]

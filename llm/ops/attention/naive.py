@@ -1,0 +1,36 @@
+"""Causal softmax attention, token by token: the definition.
+
+y_t = sum_s softmax_s(scale q_t . k_s) v_s over the cached and new tokens s of t's own document with 0 <= t - s < window
+(the window counts the token itself). Head h reads group h // (H / G).
+"""
+
+import torch
+from torch import Tensor
+
+
+def attention(
+    q_BTHK: Tensor,
+    k_BSGK: Tensor,
+    v_BSGV: Tensor,
+    valid_BP: Tensor,
+    starts_BT: Tensor | None = None,
+    *,
+    window: int | None = None,
+    scale: float,
+) -> Tensor:
+    """y `[B, T, H, V]`. The first P = S - T keys are the cache; `valid_BP` says which belong to the continued document."""
+    B, T, H, _ = q_BTHK.shape
+    past = k_BSGK.shape[1] - T
+    k, v = (x.repeat_interleave(H // x.shape[2], 2) for x in (k_BSGK, v_BSGV))
+    seen_BS = torch.cat([valid_BP, valid_BP.new_zeros(B, T)], 1)
+    s = torch.arange(past + T, device=q_BTHK.device)
+    outputs = []
+    for t in range(T):
+        if starts_BT is not None:
+            seen_BS = seen_BS & ~starts_BT[:, t, None]
+        seen_BS = seen_BS | (s == past + t)
+        near_BS = seen_BS if window is None else seen_BS & (s > past + t - window)
+        score_BHS = scale * torch.einsum("bhk,bshk->bhs", q_BTHK[:, t], k)
+        weight_BHS = score_BHS.masked_fill(~near_BS[:, None], -torch.inf).softmax(-1)
+        outputs.append(torch.einsum("bhs,bshv->bhv", weight_BHS, v))
+    return torch.stack(outputs, 1)

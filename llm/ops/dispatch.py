@@ -1,0 +1,32 @@
+"""Chooses, once per family, the implementation that runs; the only way in to the ops for `llm/sequence.py`.
+
+Ops run with autocast off: each says itself which dtype it computes in (autocast would turn products of float32 decays into
+bfloat16). One token at a time runs the definition, which is also the fastest form of a single step.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llm.ops.attention import chunk as attention_chunk
+from llm.ops.attention import naive as attention_naive
+from llm.ops.conv import chunk as conv_chunk
+from llm.ops.conv import naive as conv_naive
+from llm.ops.linear import chunk as linear_chunk
+from llm.ops.linear import naive as linear_naive
+
+# family -> (one token, many tokens)
+IMPLEMENTATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "attention": (attention_naive.attention, attention_chunk.attention),
+    "conv": (conv_naive.conv, conv_chunk.conv),
+    "linear": (linear_naive.linear, linear_chunk.linear),
+}
+
+
+def run(family: str, tokens: int, x: Tensor, *streams: Any, **settings: Any) -> Any:
+    """Run a family's op on `x` and its other streams, `tokens` of them at once."""
+    step, many = IMPLEMENTATIONS[family]
+    with torch.autocast(x.device.type, enabled=False):
+        return (step if tokens == 1 else many)(x, *streams, **settings)

@@ -1,0 +1,219 @@
+"""Gated linear recurrence in chunks of C tokens: the fast PyTorch form, cost linear in T. Definition: `naive.py`.
+
+Inside a chunk the recurrence is a masked product (b is the log decay summed since the chunk's or the document's start)
+
+    y_t = sum_{s <= t} (q_t . k_s) exp(b_t - b_s) v_s  +  exp(b_t) q_t S_in
+
+and all chunks are batched into one product; between chunks only S, K x V per head, is handed on (SSD, arXiv:2405.21060 sec. 6;
+GLA, arXiv:2312.06635 sec. 4). With one decay per head the backward pass is written by hand: it keeps the streams and the
+chunks' incoming states and recomputes scores and decays; the gate's gradient is a reverse sum of q.dq - k.dk (GLA, app. C).
+
+Sums restart at documents' starts: they are products with a 0/1 matrix, so that no rounding of an earlier document's decay is
+ever added and subtracted again.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llm.state import accumulator
+
+CHUNK = 64
+SUBCHUNK = 16
+
+
+def linear(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    log_decay: Tensor,
+    state_BHKV: Tensor,
+    starts_BT: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """(y `[B, T, H, V]` in v's dtype, final state `[B, H, K, V]`).
+
+    Args:
+        log_decay: finite and <= 0; `[H]` (the same at every token), `[B, T, H]` (per head) or `[B, T, H, K]` (per key channel).
+    """
+    state = state_BHKV.to(accumulator(v_BTHV.dtype))
+    log_decay = log_decay.to(state.dtype)
+    if log_decay.ndim == 4:
+        return _per_channel(q_BTHK, k_BTHK, v_BTHV, log_decay, state, starts_BT, scale)
+    if log_decay.ndim == 1:
+        log_decay = log_decay.expand(1, q_BTHK.shape[1], -1)
+    return _PerHead.apply(q_BTHK, k_BTHK, v_BTHV, log_decay, state, starts_BT, scale)
+
+
+class _Reach(NamedTuple):
+    """Which tokens of a chunk reach which, for batches of chunks `[B or 1, 1, N, ...]`, as 0/1 in the accumulator's dtype."""
+
+    pairs: Tensor  # [..., C, C] s reaches t: s <= t in one document
+    from_start: Tensor  # [..., C] the incoming state reaches t
+    to_end: Tensor  # [..., C] t reaches the outgoing state
+    through: Tensor  # [...] the incoming state reaches the outgoing one
+    starts: Tensor | None  # bool [..., C]
+
+
+def _reach(starts_BT: Tensor | None, chunks: int, dtype: torch.dtype, device: torch.device) -> _Reach:
+    lower = torch.ones(CHUNK, CHUNK, dtype=dtype, device=device).tril()
+    if starts_BT is None:
+        one = lower.new_ones(1, 1, 1)
+        return _Reach(lower[None, None, None], one[..., None], one[..., None], one, None)
+    starts = _chunked(starts_BT[..., None], chunks)
+    ids = starts.to(torch.int32).cumsum(-1)
+    pairs = (ids[..., :, None] == ids[..., None, :]) * lower
+    return _Reach(pairs, (ids == 0).to(dtype), (ids == ids[..., -1:]).to(dtype), (ids[..., -1] == 0).to(dtype), starts)
+
+
+def _chunked(x_BTHx: Tensor, chunks: int) -> Tensor:
+    """`[B, T, H, ...]` -> `[B, H, N, C, ...]`, padded with zeros: tokens that add nothing and decay nothing."""
+    B, T, H = x_BTHx.shape[:3]
+    padding = chunks * CHUNK - T
+    if padding:
+        x_BTHx = F.pad(x_BTHx, (0, 0) * (x_BTHx.ndim - 2) + (0, padding))
+    return x_BTHx.reshape(B, chunks, CHUNK, H, *x_BTHx.shape[3:]).movedim(3, 1)
+
+
+def _joined(x_BHNCx: Tensor, T: int) -> Tensor:
+    """The inverse of `_chunked`."""
+    B, H, N, C = x_BHNCx.shape[:4]
+    return x_BHNCx.movedim(1, 3).reshape(B, N * C, H, *x_BHNCx.shape[4:])[:, :T]
+
+
+class _Decays(NamedTuple):
+    """exp of summed log decays, 0 where there is no reach."""
+
+    pairs: Tensor  # [B or 1, H, N, C, C]
+    from_start: Tensor  # [B or 1, H, N, C]
+    to_end: Tensor  # [B or 1, H, N, C]
+    through: Tensor  # [B or 1, H, N]
+
+
+def _decays(log_decay: Tensor, reach: _Reach, chunks: int) -> _Decays:
+    """Decays between the tokens of each chunk, from `[B or 1, T, H]`."""
+    g = _chunked(log_decay, chunks)
+    if reach.starts is None:
+        b = g.cumsum(-1)
+    else:
+        b = torch.einsum("bhnts,bhns->bhnt", reach.pairs.expand(-1, g.shape[1], -1, -1, -1), g.where(~reach.starts, 0))
+    # Pairs out of reach may differ by a positive sum, whose exp could overflow: they are capped, then set to zero.
+    between = (b[..., :, None] - b[..., None, :]).clamp_(max=0).exp_() * reach.pairs
+    to_end = (b[..., -1:] - b).clamp_(max=0).exp_() * reach.to_end
+    return _Decays(between, b.exp() * reach.from_start, to_end, b[..., -1].exp() * reach.through)
+
+
+class _PerHead(torch.autograd.Function):
+    """One decay per head, with the backward pass of the module's docstring."""
+
+    @staticmethod
+    def forward(ctx: Any, q, k, v, log_decay, state, starts, scale):  # type: ignore[override]
+        T = q.shape[1]
+        N = -(-T // CHUNK)
+        reach = _reach(starts, N, state.dtype, state.device)
+        decay = _decays(log_decay, reach, N)
+        qc, kc, vc = (_chunked(x, N) for x in (q * scale, k, v))
+        scores = (qc @ kc.transpose(-1, -2)) * decay.pairs
+        updates = (kc * decay.to_end[..., None]).to(v.dtype).transpose(-1, -2) @ vc
+        incoming, final = _handed_on(state, decay.through, updates)
+        y = scores.to(v.dtype) @ vc + (qc * decay.from_start[..., None]).to(v.dtype) @ incoming.to(v.dtype)
+        ctx.save_for_backward(q, k, v, log_decay, incoming, final, starts)
+        ctx.scale = scale
+        return _joined(y, T).to(v.dtype), final
+
+    @staticmethod
+    def backward(ctx: Any, dy, dfinal):  # type: ignore[override]
+        q, k, v, log_decay, incoming, final, starts = ctx.saved_tensors
+        T, N = q.shape[1], incoming.shape[2]
+        reach = _reach(starts, N, incoming.dtype, incoming.device)
+        decay = _decays(log_decay, reach, N)
+        qc, kc, vc, dyc = (_chunked(x, N) for x in (q * ctx.scale, k, v, dy))
+        from_start, to_end = (x[..., None].to(v.dtype) for x in (decay.from_start, decay.to_end))
+
+        dupdates = (qc * from_start).transpose(-1, -2) @ dyc
+        doutgoing, dstate = _handed_back(dfinal, decay.through, dupdates)
+        before, after = incoming.to(v.dtype), doutgoing.to(v.dtype)
+        dscores = ((dyc @ vc.transpose(-1, -2)) * decay.pairs).to(v.dtype)
+        scores = ((qc @ kc.transpose(-1, -2)) * decay.pairs).to(v.dtype)
+        dq = dscores @ kc + from_start * (dyc @ before.transpose(-1, -2))
+        dk = dscores.transpose(-1, -2) @ qc + to_end * (vc @ after.transpose(-1, -2))
+        dv = scores.transpose(-1, -2) @ dyc + to_end * (kc @ after)
+
+        dlog_decay = None
+        if ctx.needs_input_grad[3]:
+            net = (qc.to(final.dtype) * dq - kc.to(final.dtype) * dk).sum(-1)
+            net[..., -1, -1] += (final * dfinal).sum((-1, -2))
+            dlog_decay = _joined(_sum_of_later(net, reach), T).sum_to_size(log_decay.shape)
+        return _joined(dq, T) * ctx.scale, _joined(dk, T), _joined(dv, T), dlog_decay, dstate, None, None
+
+
+def _handed_on(state: Tensor, through: Tensor, updates: Tensor) -> tuple[Tensor, Tensor]:
+    """Each chunk's incoming state `[B, H, N, K, V]` and the final one `[B, H, K, V]`."""
+    incoming = []
+    for n in range(updates.shape[2]):
+        incoming.append(state)
+        state = through[:, :, n, None, None] * state + updates[:, :, n]
+    return torch.stack(incoming, 2), state
+
+
+def _handed_back(dstate: Tensor, through: Tensor, dupdates: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of each chunk's outgoing state and of the initial one."""
+    doutgoing = []
+    for n in reversed(range(dupdates.shape[2])):
+        doutgoing.append(dstate)
+        dstate = through[:, :, n, None, None] * dstate + dupdates[:, :, n]
+    return torch.stack(doutgoing[::-1], 2), dstate
+
+
+def _sum_of_later(net: Tensor, reach: _Reach) -> Tensor:
+    """At each token of `[B, H, N, C]` the sum over itself and the later tokens of its document; 0 at starts."""
+    total = torch.einsum("bhnts,bhnt->bhns", reach.pairs.expand(-1, net.shape[1], net.shape[2], -1, -1), net)
+    heads = (net * reach.from_start).sum(-1)
+    later = torch.zeros_like(heads[:, :, 0])
+    tails = []
+    for n in reversed(range(net.shape[2])):
+        tails.append(later)
+        later = heads[:, :, n] + (reach.through[:, :, n] if reach.starts is not None else 1) * later
+    total = total + reach.to_end * torch.stack(tails[::-1], 2)[..., None]
+    return total if reach.starts is None else total.where(~reach.starts, 0)
+
+
+def _per_channel(q, k, v, log_decay, state, starts, scale) -> tuple[Tensor, Tensor]:
+    """One decay per key channel: scores in sub-chunks, each scaled from its own first token so that no factor exceeds 1."""
+    T = q.shape[1]
+    N = -(-T // CHUNK)
+    reach = _reach(starts, N, state.dtype, state.device)
+    qc, kc, vc, g = (_chunked(x.to(state.dtype), N) for x in (q * scale, k, v, log_decay))
+    if reach.starts is None:
+        b = g.cumsum(-2)
+    else:
+        b = reach.pairs @ g.where(~reach.starts[..., None], 0)
+    to_end = (b[..., -1:, :] - b).clamp(max=0).exp() * reach.to_end[..., None]
+    through = b[..., -1, :].exp() * reach.through[..., None]
+    incoming, outputs = state, []
+    updates = (kc * to_end).transpose(-1, -2) @ vc
+    scores = _channel_scores(qc, kc, b, reach.pairs)
+    from_start = qc * b.exp() * reach.from_start[..., None]
+    for n in range(N):
+        outputs.append(from_start[:, :, n] @ incoming)
+        incoming = through[:, :, n, :, None] * incoming + updates[:, :, n]
+    y = scores @ vc + torch.stack(outputs, 2)
+    return _joined(y, T).to(v.dtype), incoming
+
+
+def _channel_scores(q: Tensor, k: Tensor, b: Tensor, pairs: Tensor) -> Tensor:
+    """`[B, H, N, C, C]`: sum_K q_t k_s exp(b_t - b_s), 0 out of reach."""
+    rows = []
+    for first in range(0, CHUNK, SUBCHUNK):
+        rows_t, past = slice(first, first + SUBCHUNK), slice(0, first)
+        base = b[..., first : first + 1, :]
+        q_scaled = q[..., rows_t, :] * (b[..., rows_t, :] - base).clamp(max=0).exp()
+        k_scaled = k[..., past, :] * (base - b[..., past, :]).clamp(max=0).exp()
+        within = (b[..., rows_t, None, :] - b[..., None, rows_t, :]).clamp(max=0).exp()
+        near = torch.einsum("bhntk,bhnsk,bhntsk->bhnts", q[..., rows_t, :], k[..., rows_t, :], within)
+        row = torch.cat([q_scaled @ k_scaled.transpose(-1, -2), near], -1)
+        rows.append(F.pad(row, (0, CHUNK - first - SUBCHUNK)))
+    return torch.cat(rows, -2) * pairs

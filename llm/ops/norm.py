@@ -1,0 +1,33 @@
+"""Normalisation with float32 statistics, whatever the dtype of the stream."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llm.state import accumulator
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension, in x's dtype (RMSNorm, arXiv:1910.07467 eq. 4)."""
+    dtype = accumulator(x.dtype)
+    weight = None if weight is None else weight.to(dtype)
+    return F.rms_norm(x.to(dtype), x.shape[-1:], weight, eps).to(x.dtype)
+
+
+def head_norm(x_BTHV: Tensor, weight_HV: Tensor, bias_HV: Tensor, eps: float) -> Tensor:
+    """Group norm whose groups are a token's heads: zero mean and unit variance over V, then weight and bias per channel."""
+    dtype = accumulator(x_BTHV.dtype)
+    normed = F.layer_norm(x_BTHV.to(dtype), x_BTHV.shape[-1:], eps=eps)
+    return (normed * weight_HV.to(dtype) + bias_HV.to(dtype)).to(x_BTHV.dtype)
+
+
+class RMSNorm(nn.Module):
+    """`rms_norm` with a weight."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.norm_weight = nn.Parameter(torch.empty(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.norm_weight, self.eps)

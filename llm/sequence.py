@@ -1,0 +1,125 @@
+"""`Seq`: a mixer's only window on other tokens.
+
+One method per op family. Each takes the state of that name, keeps documents apart, picks the implementation and leaves the new
+state, so that isolation and carrying are written here once and never in a mixer.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llm.docs import Docs
+from llm.ops import dispatch, rotary
+from llm.state import State, StateSpec, accumulator
+
+POSITION = StateSpec((), torch.int64)
+
+
+def conv_state(width: int, taps: int) -> dict[str, StateSpec]:
+    """State of `Seq.conv`: the last inputs of the current document."""
+    return {"": StateSpec((taps - 1, width))}
+
+
+def attention_state(kv_heads: int, key: int, value: int, window: int | None) -> dict[str, StateSpec]:
+    """State of `Seq.attention`: a cache of keys and values and which of them belong to the current document."""
+    slots, grows = (0, True) if window is None else (window - 1, False)
+    return {
+        ".k": StateSpec((slots, kv_heads, key), head_dim=1, grows=grows),
+        ".v": StateSpec((slots, kv_heads, value), head_dim=1, grows=grows),
+        ".valid": StateSpec((slots,), torch.bool, grows=grows),
+    }
+
+
+def linear_state(heads: int, key: int, value: int) -> dict[str, StateSpec]:
+    """State of `Seq.linear`: a matrix per head, in float32 (float64 when the streams are)."""
+    return {"": StateSpec((heads, key, value), torch.float32, head_dim=0)}
+
+
+def named(name: str, specs: dict[str, StateSpec]) -> dict[str, StateSpec]:
+    """The specs of one op under the name that the mixer gave it."""
+    return {name + key: spec for key, spec in specs.items()}
+
+
+class Seq:
+    """One pass of one mixer over `[B, T]` tokens.
+
+    Args:
+        state: the incoming state, with every entry of the mixer's spec.
+        fresh: whether that state is the initial one, behind which no token lies.
+        docs: where documents start; None: nowhere in this batch.
+    """
+
+    def __init__(self, state: State, fresh: bool, docs: Docs | None, tokens: int):
+        self.state = state
+        self.fresh = fresh
+        self.docs = docs
+        self.tokens = tokens
+        self.new_state: State = {"position": self.position_BT[:, -1] + 1}
+
+    @property
+    def starts_BT(self) -> Tensor | None:
+        return None if self.docs is None else self.docs.starts_BT
+
+    @property
+    def position_BT(self) -> Tensor:
+        """Each token's position in its document."""
+        offset_B = self.state["position"]
+        if self.docs is None:
+            return offset_B[:, None] + torch.arange(self.tokens, device=offset_B.device)
+        return self.docs.position_BT(offset_B)
+
+    def rotary(self, *streams_BTHK: Tensor, theta: float) -> tuple[Tensor, ...]:
+        """Rotary position embedding of each stream, by positions in the document."""
+        position_BT = self.position_BT
+        return tuple(rotary.rotary(x, position_BT, theta) for x in streams_BTHK)
+
+    def conv(self, name: str, x_BTD: Tensor, weight_DW: Tensor, bias_D: Tensor | None = None) -> Tensor:
+        """Short causal depthwise convolution: `[B, T, D]`."""
+        tail = self.state[name].to(x_BTD.dtype)
+        y, self.new_state[name] = dispatch.run("conv", self.tokens, x_BTD, weight_DW, bias_D, tail, self.starts_BT)
+        return y
+
+    def attention(
+        self, name: str, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGV: Tensor, *, window: int | None = None, scale: float | None = None
+    ) -> Tensor:
+        """Causal softmax attention `[B, T, H, V]`; the window counts the token itself; scale is K^-1/2 unless given."""
+        k, v = k_BTGK, v_BTGV
+        valid = self.state[f"{name}.valid"]
+        if self.fresh:
+            valid = valid[:, :0]
+        else:
+            k = torch.cat([self.state[f"{name}.k"].to(k.dtype), k], 1)
+            v = torch.cat([self.state[f"{name}.v"].to(v.dtype), v], 1)
+        scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
+        y = dispatch.run("attention", self.tokens, q_BTHK, k, v, valid, self.starts_BT, window=window, scale=scale)
+        self._keep_cache(name, k, v, valid, window)
+        return y
+
+    def _keep_cache(self, name: str, k: Tensor, v: Tensor, valid: Tensor, window: int | None) -> None:
+        """The last window - 1 keys and values, or all of them, with those of ended documents marked."""
+        new = valid.new_ones(len(valid), self.tokens)
+        if self.docs is not None:
+            new, valid = self.docs.id_BT == self.docs.id_BT[:, -1:], valid & (self.docs.id_BT[:, -1:] == 0)
+        valid = torch.cat([valid, new], 1)
+        if window is not None:
+            k, v, valid = (_last(x, window - 1) for x in (k, v, valid))
+        self.new_state |= {f"{name}.k": k, f"{name}.v": v, f"{name}.valid": valid}
+
+    def linear(self, name: str, q_BTGK: Tensor, k_BTGK: Tensor, v_BTHV: Tensor, log_decay: Tensor, *, scale: float = 1.0) -> Tensor:
+        """Gated linear recurrence S_t = exp(log_decay_t) S_{t-1} + k_t v_t^T, y_t = scale q_t S_t: `[B, T, H, V]`.
+
+        Queries and keys may come in G groups, G dividing H. `log_decay` is `[H]`, `[B, T, H]` or `[B, T, H, K]`, <= 0.
+        """
+        H = v_BTHV.shape[2]
+        q, k = (x if x.shape[2] == H else x.repeat_interleave(H // x.shape[2], 2) for x in (q_BTGK, k_BTGK))
+        state = self.state[name].to(accumulator(v_BTHV.dtype))
+        y, self.new_state[name] = dispatch.run("linear", self.tokens, q, k, v_BTHV, log_decay, state, self.starts_BT, scale=scale)
+        return y
+
+
+def _last(x: Tensor, count: int) -> Tensor:
+    """The last `count` along dimension 1, padded on the left with zeros when there are fewer."""
+    missing = count - x.shape[1]
+    if missing > 0:
+        return F.pad(x, (0, 0) * (x.ndim - 2) + (missing, 0))
+    return x[:, x.shape[1] - count :]
