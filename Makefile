@@ -65,7 +65,7 @@ format: env ## format and mend what ruff can
 	$(BIN)/ruff format .
 
 check-cuda-constraints: ## does constraints-cuda.txt resolve for linux and Python 3.11? (network, nothing is installed)
-	$(call check,constraints-cuda.txt resolves,slurm/check-cuda-constraints)
+	$(call check,constraints-cuda.txt resolves,slurm/check_cuda_constraints.sh)
 
 clean: ## remove the environment and caches; runs/ and data/ stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
