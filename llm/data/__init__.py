@@ -1,0 +1,21 @@
+"""Datasets of shards, and exact, elastic streams of batches from them: a pure function of (manifest, seed, position)."""
+
+from llm.data.batch import NOT_SCORED, Batch, Batches, HeldOutBatches
+from llm.data.config import DataConfig
+from llm.data.manifest import Manifest
+from llm.data.stream import Document, TokenStream, documents
+from llm.data.tokenizer import DOCUMENT_TOKEN, load_tokenizer
+
+__all__ = [
+    "DOCUMENT_TOKEN",
+    "NOT_SCORED",
+    "Batch",
+    "Batches",
+    "DataConfig",
+    "Document",
+    "HeldOutBatches",
+    "Manifest",
+    "TokenStream",
+    "documents",
+    "load_tokenizer",
+]

@@ -1,0 +1,214 @@
+"""The manifest: one JSON file that names every shard of a dataset, what is in it and how to check it.
+
+`manifest.json` carries its own hash (sha256 of the canonical JSON of everything else); that hash names the dataset in checkpoints.
+The file must be byte for byte what `Manifest.write` wrote, so that no edit and no flipped byte passes unseen.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llm.errors import DataError
+
+VERSION = 1
+NAME = "manifest.json"
+TOKENIZER = "tokenizer.json"
+# the way out of every damaged shard
+REMEDY = "copy it again or prepare the dataset again"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One member of a shard's tar: where its content lies, and its crc32c."""
+
+    offset: int
+    bytes: int
+    crc32c: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar. path: relative to the manifest. text_bytes: UTF-8 bytes of its documents' text. sha256: of the whole file."""
+
+    path: str
+    split: str
+    source: str
+    bytes: int
+    tokens: int
+    documents: int
+    text_bytes: int
+    sha256: str
+    members: dict[str, Member]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where text came from. weight: share of the training sequences, relative to the other sources'."""
+
+    weight: float
+    licence: str
+
+
+@dataclass(frozen=True)
+class TokenizerInfo:
+    """sha256: of tokenizer.json. vocabulary: one past the largest id. document_token: the id that opens every document."""
+
+    sha256: str
+    vocabulary: int
+    document_token: int
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over the shards of a split."""
+
+    tokens: int
+    documents: int
+    text_bytes: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A dataset. recipe: hash of the recipe that prepared it. root: its folder, not part of the file."""
+
+    dtype: str
+    tokenizer: TokenizerInfo
+    sources: dict[str, Source]
+    shards: tuple[Shard, ...]
+    recipe: str = ""
+    root: Path = field(default=Path("."), compare=False)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Manifest":
+        """Read and check a manifest: version, hash, tokenizer, and that every shard is there in full size.
+
+        Args:
+            path: manifest.json or the folder that holds it.
+
+        Raises:
+            DataError: naming what is missing or damaged.
+        """
+        path = Path(path) / NAME if Path(path).is_dir() else Path(path)
+        manifest = _from_content(_read(path), path)
+        manifest._check_tokenizer()
+        for shard in manifest.shards:
+            manifest._check_shard(shard)
+        return manifest
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the manifest's content: the identity of the dataset."""
+        return _hash(self._content())
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.root / TOKENIZER
+
+    def split(self, name: str) -> list[Shard]:
+        """The shards of a split, in manifest order. Raises DataError when it holds none."""
+        shards = [shard for shard in self.shards if shard.split == name and shard.documents]
+        if not shards:
+            known = ", ".join(sorted({shard.split for shard in self.shards})) or "none"
+            raise DataError(f"split {name!r} of {self.root / NAME} is empty (it has: {known}); prepare it with other shares")
+        return shards
+
+    def totals(self, split: str) -> Totals:
+        """Tokens, documents, bytes of text and bytes on disk of a split."""
+        shards = self.split(split)
+        return Totals(*(sum(getattr(shard, name) for shard in shards) for name in ("tokens", "documents", "text_bytes", "bytes")))
+
+    def write(self) -> None:
+        """Write manifest.json into `root`: to a temporary file first, then renamed."""
+        content = self._content()
+        write_whole(self.root / NAME, _render({"hash": _hash(content), **content}))
+
+    def _content(self) -> dict[str, Any]:
+        content = asdict(self)
+        del content["root"]
+        # through JSON, so that tuples compare and hash as the lists they are read back as
+        return json.loads(json.dumps({"version": VERSION, **content}))
+
+    def _check_tokenizer(self) -> None:
+        if not self.tokenizer_path.is_file():
+            raise DataError(
+                f"{self.tokenizer_path} is missing; the shards' ids mean nothing without it: copy the dataset folder whole"
+            )
+        found = hashlib.sha256(self.tokenizer_path.read_bytes()).hexdigest()
+        if found != self.tokenizer.sha256:
+            raise DataError(
+                f"{self.tokenizer_path} (sha256 {found[:12]}) is not the tokenizer of these shards ({self.tokenizer.sha256[:12]}); "
+                "put the original back or prepare the dataset again"
+            )
+
+    def _check_shard(self, shard: Shard) -> None:
+        path = self.root / shard.path
+        if not path.is_file():
+            raise DataError(f"shard {path} is missing; {REMEDY}")
+        size = path.stat().st_size
+        if size != shard.bytes:
+            raise DataError(
+                f"shard {path} has {size} bytes where the manifest says {shard.bytes}; copy it again or prepare the dataset again"
+            )
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it is there in full or not at all, on disk before its name is."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _hash(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _render(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The JSON of a manifest whose version and hash are right."""
+    if not path.is_file():
+        raise DataError(f"manifest {path} does not exist; prepare the dataset with `braid-data prepare RECIPE.yaml`")
+    raw = path.read_bytes()
+    try:
+        content = json.loads(raw)
+        version, saved = content["version"], content.pop("hash")
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise DataError(f"manifest {path} is damaged: no JSON with a version and a hash; prepare the dataset again") from None
+    if version != VERSION:
+        raise DataError(f"manifest {path} has version {version!r}, this release reads version {VERSION}; prepare the dataset again")
+    if saved != _hash(content) or raw != _render({"hash": saved, **content}):
+        raise DataError(
+            f"manifest {path} does not match its own hash: it was edited or damaged; restore it or prepare the dataset again"
+        )
+    return content
+
+
+def _from_content(content: dict[str, Any], path: Path) -> Manifest:
+    try:
+        return Manifest(
+            dtype=content["dtype"],
+            tokenizer=TokenizerInfo(**content["tokenizer"]),
+            sources={name: Source(**source) for name, source in content["sources"].items()},
+            shards=tuple(_shard(shard) for shard in content["shards"]),
+            recipe=content["recipe"],
+            root=path.parent,
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"manifest {path} lacks or misnames a field ({error}); prepare the dataset again") from None
+
+
+def _shard(values: dict[str, Any]) -> Shard:
+    members = {name: Member(**member) for name, member in values["members"].items()}
+    return Shard(**{**values, "members": members})

@@ -1,0 +1,139 @@
+"""Writing a dataset: shards by source and split, then the manifest, last. The same documents give the same bytes."""
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+from webdataset import TarWriter  # type: ignore[import-untyped]
+
+from llm.data.manifest import NAME, TOKENIZER, VERSION, Manifest, Member, Shard, Source, TokenizerInfo, write_whole
+from llm.data.shard import BLOCK, CRC, DOC_ENDS, META, TEXT_ENDS, TOKENS, token_dtype
+from llm.data.tokenizer import DOCUMENT_TOKEN, parse_tokenizer, vocabulary_size
+from llm.errors import DataError
+
+
+@dataclass
+class _Pile:
+    """Documents of one source and split that wait for their shard."""
+
+    documents: list[np.ndarray] = field(default_factory=list)
+    text_bytes: list[int] = field(default_factory=list)
+    tokens: int = 0
+
+
+class DatasetWriter:
+    """Fills a dataset folder: `add` documents, then `finish`.
+
+    Until `finish` has written the manifest the folder is no dataset; an interrupted one is simply written again.
+
+    Args:
+        folder: made if needed; holds no manifest yet. tokenizer: the content of a tokenizer.json.
+        shard_tokens: a shard is closed before it would hold more, unless a single document does.
+    """
+
+    def __init__(
+        self, folder: Path, tokenizer: bytes, sources: Mapping[str, Source], shard_tokens: int = 1 << 26, recipe: str = ""
+    ):
+        if (folder / NAME).exists():
+            raise DataError(f"{folder} holds a dataset already; choose another folder or delete that one")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / TOKENIZER, tokenizer)
+        self._folder, self._sources, self._shard_tokens, self._recipe = folder, dict(sources), shard_tokens, recipe
+        self._tokenizer = tokenizer_info(tokenizer)
+        self._dtype = token_dtype(self._tokenizer.vocabulary)
+        self._piles: dict[tuple[str, str], _Pile] = {}
+        self._shards: list[Shard] = []
+
+    def add(self, source: str, split: str, tokens: np.ndarray | list[int], text_bytes: int) -> None:
+        """Append one document: the ids of its text (the document token is put before them) and the text's UTF-8 bytes."""
+        pile = self._piles.setdefault((source, split), _Pile())
+        document = np.concatenate([[self._tokenizer.document_token], np.asarray(tokens, dtype=np.int64)])
+        assert 0 <= document.min() <= document.max() < self._tokenizer.vocabulary, "ids of another tokenizer"
+        if pile.tokens and pile.tokens + len(document) > self._shard_tokens:
+            self._flush(source, split)
+            pile = self._piles.setdefault((source, split), _Pile())
+        pile.documents.append(document.astype(self._dtype))
+        pile.text_bytes.append(text_bytes)
+        pile.tokens += len(document)
+
+    def finish(self) -> Manifest:
+        """`close`, and make the folder a dataset by writing its manifest."""
+        manifest = self.close()
+        manifest.write()
+        return manifest
+
+    def close(self) -> Manifest:
+        """Write what is left and remove shards of an interrupted earlier writer. The manifest returned is not written yet."""
+        for source, split in sorted(self._piles):
+            self._flush(source, split)
+        names = {shard.path for shard in self._shards}
+        for stale in self._folder.glob("shard-*.tar"):
+            if stale.name not in names:
+                stale.unlink()
+        return Manifest(self._dtype.name, self._tokenizer, self._sources, tuple(self._shards), self._recipe, self._folder)
+
+    def _flush(self, source: str, split: str) -> None:
+        pile = self._piles.pop((source, split))
+        key = f"shard-{len(self._shards):05d}"
+        counts = {"tokens": pile.tokens, "documents": len(pile.documents), "text_bytes": sum(pile.text_bytes)}
+        meta = {
+            "version": VERSION,
+            "dtype": self._dtype.name,
+            "tokenizer": self._tokenizer.sha256,
+            "source": source,
+            "split": split,
+            **counts,
+        }
+        tokens = np.concatenate(pile.documents).tobytes()
+        members = {
+            TOKENS: tokens,
+            DOC_ENDS: np.cumsum([len(document) for document in pile.documents]).astype("<u8").tobytes(),
+            TEXT_ENDS: np.cumsum(pile.text_bytes).astype("<u8").tobytes(),
+            CRC: block_checksums(tokens),
+            META: json.dumps(meta, sort_keys=True).encode(),
+        }
+        content = _tar(key, members)
+        write_whole(self._folder / f"{key}.tar", content)
+        digest = hashlib.sha256(content).hexdigest()
+        self._shards.append(
+            Shard(f"{key}.tar", split, source, len(content), **counts, sha256=digest, members=find_members(content, key))
+        )
+
+
+def tokenizer_info(content: bytes) -> TokenizerInfo:
+    """What a manifest says of the tokenizer in `content`. Raises DataError when it lacks the document token."""
+    tokenizer = parse_tokenizer(content)
+    document_token = tokenizer.token_to_id(DOCUMENT_TOKEN)
+    if document_token is None:
+        raise DataError(f"tokenizer.json lacks the token {DOCUMENT_TOKEN}, which opens every document; add it as a special token")
+    return TokenizerInfo(hashlib.sha256(content).hexdigest(), vocabulary_size(tokenizer), document_token)
+
+
+def block_checksums(tokens: bytes) -> bytes:
+    """crc32c of every 64 KiB block, uint32 little endian."""
+    view = memoryview(tokens)
+    return np.array([google_crc32c.value(bytes(view[low : low + BLOCK])) for low in range(0, len(view), BLOCK)], "<u4").tobytes()
+
+
+def find_members(content: bytes, key: str) -> dict[str, Member]:
+    """Where the members of a shard's bytes lie, by name without the key."""
+    found = {}
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        for info in tar:
+            data = content[info.offset_data : info.offset_data + info.size]
+            found[info.name.removeprefix(f"{key}.")] = Member(info.offset_data, info.size, google_crc32c.value(data))
+    return found
+
+
+def _tar(key: str, members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    # one fixed time, owner and mode: the same documents give the same bytes
+    with TarWriter(buffer, user="", group="", mode=0o444, mtime=0, encoder=False) as tar:
+        tar.write({"__key__": key, **members})
+    return buffer.getvalue()
