@@ -9,9 +9,12 @@ BIN := $(abspath $(VENV))/bin
 # `deepspeed` and `ninja` are looked up on PATH by the launcher and by the extension builder.
 export PATH := $(BIN):$(PATH)
 
-# The stamp's name changes with what is to be installed, so an environment that is up to date costs nothing.
-INSTALLS := $(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-16)
+# The stamp's name changes with what is to be installed, and from where, so an environment that is up to date costs nothing.
+INSTALLS := $(shell { pwd; cat pyproject.toml constraints.txt; } | sha256sum | cut -c1-16)
 STAMP := $(VENV)/.braid-$(INSTALLS)
+
+# ENV_READY=1 takes the environment as it is and installs nothing.
+ENV_READY ?=
 
 PYTEST := $(BIN)/python -m pytest -q
 # Test processes share few cores: one thread each.
@@ -28,13 +31,13 @@ endef
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 32
 
-env: $(STAMP) ## the virtual environment (VENV=.venv, PYTHON=python3), only when something changed
+env: $(if $(ENV_READY),,$(STAMP)) ## the virtual environment (VENV=.venv, PYTHON=python3), only when something changed
 
 $(STAMP):
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python {v.major}.{v.minor} is too old - Braid needs 3.11 or newer; name one with PYTHON=python3.11")'
 	@command -v g++ >/dev/null || { echo "g++ is missing - DeepSpeed builds an extension with it; install it (Debian: apt-get install g++)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(call check,install packages (constraints.txt),$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt -e '.[hf$(comma)dev]')
+	$(call check,install packages (constraints.txt),$(BIN)/python -m pip install --disable-pip-version-check $(if $(MAKE_TERMOUT),,-q) -c constraints.txt -e '.[hf$(comma)dev]')
 	$(call check,build DeepSpeed's CPU communication op,$(BIN)/python -c 'from deepspeed.comm.torch import build_shm_op; build_shm_op()' >$(VENV)/build-extension.log 2>&1 || { tail -n 30 $(VENV)/build-extension.log; false; })
 	@rm -f $(VENV)/.braid-*; touch $@
 comma := ,
