@@ -47,7 +47,7 @@ def prepare(recipe: Recipe, replace: bool = False) -> Manifest:
     """Prepare `recipe.out`, or return the dataset there when the same recipe made it from the same files.
 
     Args:
-        replace: overwrite a dataset that another recipe, or other files, made.
+        replace: overwrite the dataset there, whatever made it.
 
     Raises:
         DataError: no text, a tokenizer that is none, or a folder that holds another dataset.
@@ -56,7 +56,7 @@ def prepare(recipe: Recipe, replace: bool = False) -> Manifest:
     files = [File(source, name, path) for source, config in recipe.sources.items() for name, path in config.documents()]
     record = {"recipe": recipe.hash, "files": _fingerprint(files)}
     if (out / NAME).exists():
-        if _is_prepared(out, record):
+        if not replace and _is_prepared(out, record):
             return Manifest.load(out)
         if not replace:
             raise DataError(

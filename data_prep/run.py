@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     prepare_ = commands.add_parser("prepare", help="make a dataset from a recipe; does nothing when it is there already")
     prepare_.add_argument("words", nargs="+", metavar="RECIPE.yaml|key.path=value")
-    prepare_.add_argument("--replace", action="store_true", help="overwrite a dataset made by another recipe")
+    prepare_.add_argument("--replace", action="store_true", help="overwrite the dataset there, whatever made it")
     prepare_.set_defaults(run=_prepare)
     verify_ = commands.add_parser("verify", help="reread a dataset and check every byte")
     verify_.add_argument("dataset")

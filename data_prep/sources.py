@@ -45,7 +45,7 @@ class StdlibSource:
         """(document id, file), sorted by id. Raises DataError when this Python came without sources."""
         root = Path(sysconfig.get_path("stdlib"))
         skipped = FOREIGN if self.tests else FOREIGN | TESTS
-        paths = {path.relative_to(root): path for path in root.rglob("*.py")}
+        paths = {path.relative_to(root): path for path in root.rglob("*.py") if path.is_file()}
         found = [(name.as_posix(), path) for name, path in sorted(paths.items()) if not skipped & set(name.parts[:-1])]
         if not found:
             raise DataError(f"the standard library in {root} has no .py files; use a Python that ships its sources")

@@ -109,6 +109,10 @@ class HeldOutBatches:
         micro_batch: int | None = None,
         limit: int | None = None,
     ):
+        if sequence_length < 1 or (limit is not None and limit < 1):
+            raise ConfigError(
+                f"sequence_length ({sequence_length}) and limit ({limit}) must be at least 1; leave limit out for all"
+            )
         self._windows = Windows(manifest, manifest.split(split), sequence_length, OpenFiles(), tail=True)
         self.sequences = len(self._windows) if limit is None else min(limit, len(self._windows))
         self._micro_batch = micro_batch or batch // ranks
@@ -132,9 +136,10 @@ class HeldOutBatches:
 def share_of(batch: int, ranks: int, micro_batch: int) -> int:
     """Rows of a step that one rank takes. Raises ConfigError unless they are equal and make whole micro-batches."""
     if batch < 1 or ranks < 1 or micro_batch < 1 or batch % (ranks * micro_batch):
+        unit = max(1, ranks) * max(1, micro_batch)
         raise ConfigError(
             f"batch ({batch} sequences) must be a positive multiple of ranks ({ranks}) x micro-batch ({micro_batch}); "
-            f"use batch {max(1, round(batch / (ranks * micro_batch) or 1)) * ranks * micro_batch} or another micro-batch"
+            f"use batch {max(1, round(batch / unit)) * unit} or another micro-batch"
         )
     return batch // ranks
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ VERSION = 1
 NAME = "manifest.json"
 TOKENIZER = "tokenizer.json"
 # the way out of every damaged shard
-REMEDY = "copy it again or prepare the dataset again"
+REMEDY = "copy it again or prepare the dataset again with --replace"
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Manifest:
             manifest._check_shard(shard)
         return manifest
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """sha256 of the manifest's content: the identity of the dataset."""
         return _hash(self._content())
@@ -113,7 +114,9 @@ class Manifest:
         shards = [shard for shard in self.shards if shard.split == name and shard.documents]
         if not shards:
             known = ", ".join(sorted({shard.split for shard in self.shards})) or "none"
-            raise DataError(f"split {name!r} of {self.root / NAME} is empty (it has: {known}); prepare it with other shares")
+            raise DataError(
+                f"split {name!r} of {self.root / NAME} is empty (there is: {known}); prepare more text or another validation share"
+            )
         return shards
 
     def totals(self, split: str) -> Totals:

@@ -13,7 +13,7 @@ from llm.data.config import DataConfig
 from llm.data.manifest import Manifest, Shard
 from llm.data.order import Order
 from llm.data.shard import OpenFiles, ShardReader
-from llm.errors import DataError
+from llm.errors import ConfigError, DataError
 
 # stands for "no token" in rows: labels there are not scored
 PAD = -1
@@ -55,14 +55,20 @@ class TokenStream:
         seed: of the order.
 
     Raises:
-        DataError: an empty split, or a source without one whole sequence.
+        DataError: an empty split, or a source without one whole sequence. ConfigError: a length below 1.
     """
 
     def __init__(self, manifest: Manifest, split: str, config: DataConfig, seed: int):
+        if config.sequence_length < 1 or config.prefetch < 0:
+            raise ConfigError(
+                f"data.sequence_length ({config.sequence_length}) must be at least 1, prefetch ({config.prefetch}) at least 0; "
+                "use 1024 and 2"
+            )
         self.manifest, self.config, self.seed = manifest, config, seed
         self.sequence_length = config.sequence_length
         files, shards = OpenFiles(), manifest.split(split)
-        names = [name for name, source in manifest.sources.items() if source.weight > 0 and any(s.source == name for s in shards)]
+        # sorted: the order must not depend on how a mapping was read
+        names = sorted({shard.source for shard in shards if manifest.sources[shard.source].weight > 0})
         if not names:
             raise DataError(
                 f"split {split!r} of {manifest.root} has no source of positive weight; give one a weight and prepare again"
@@ -111,7 +117,7 @@ class TokenStream:
         for name, now in self.identity().items():
             if saved.get(name) != now:
                 raise DataError(
-                    f"data {name} ({now}) differs from the checkpoint's ({saved.get(name)}); `consumed` would mean other sequences: "
+                    f"data {name} ({now}) must be the checkpoint's ({saved.get(name)}), or `consumed` means other sequences; "
                     "resume with the data that the run began with, or start a new run"
                 )
 
