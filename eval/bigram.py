@@ -1,0 +1,77 @@
+"""The baseline every trained model must beat: a smoothed bigram model of the same tokens.
+
+Interpolated absolute discounting (Ney, Essen and Kneser 1994; Chen and Goodman 1999, eq. 18), backing off to the add-one unigram:
+
+    P(w | v) = max(c(v, w) - D, 0) / c(v) + D N(v) / c(v) P(w)      P(w) = (c(w) + 1) / (c + Z)      D = n1 / (n1 + 2 n2)
+
+c(v, w): how often w followed v; N(v): different followers of v; n1, n2: pairs seen once, twice; P(w) alone where v was never seen.
+The pairs are the inputs and labels of the training sequences, so the model and its baseline have read the same.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+# training pairs counted at a time
+PAIRS = 1 << 22
+
+
+@dataclass(frozen=True)
+class Bigram:
+    """Counts. keys: sorted v * Z + w of the pairs seen. counts: of each. context_Z: c(v). followers_Z: N(v). unigram_Z: P(w)."""
+
+    keys: np.ndarray
+    counts: np.ndarray
+    context_Z: np.ndarray
+    followers_Z: np.ndarray
+    unigram_Z: np.ndarray
+    discount: float
+
+    def probability(self, context: np.ndarray, token: np.ndarray) -> np.ndarray:
+        """P(token | context), elementwise."""
+        keys = context.astype(np.int64) * len(self.unigram_Z) + token
+        at = np.searchsorted(self.keys, keys)
+        at[at == len(self.keys)] = 0
+        pair = np.where(self.keys[at] == keys, self.counts[at], 0)
+        seen = self.context_Z[context]
+        safe = np.maximum(seen, 1)
+        backoff = np.where(seen > 0, self.discount * self.followers_Z[context] / safe, 1.0)
+        return np.maximum(pair - self.discount, 0) / safe + backoff * self.unigram_Z[token]
+
+    def document_nats(self, documents: list[np.ndarray]) -> np.ndarray:
+        """-sum log P over each document's text, its opening token being the first context."""
+        return np.array([-np.log(self.probability(d[:-1], d[1:])).sum() for d in documents])
+
+
+def fit(rows: Iterable[np.ndarray], vocab_size: int) -> Bigram:
+    """From arrays `[n, T + 1]` of tokens, -1 where there is none: every token and the one after it is a pair."""
+    keys, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    pending: list[np.ndarray] = []
+    waiting = 0
+    for tokens in rows:
+        context, label = tokens[:, :-1].ravel().astype(np.int64), tokens[:, 1:].ravel()
+        new = (context * vocab_size + label)[(context >= 0) & (label >= 0)]
+        pending.append(new)
+        waiting += len(new)
+        if waiting >= PAIRS:
+            keys, counts = _merged(keys, counts, pending)
+            pending, waiting = [], 0
+    return _from_counts(*_merged(keys, counts, pending), vocab_size)
+
+
+def _merged(keys: np.ndarray, counts: np.ndarray, pending: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    new_keys, new_counts = np.unique(np.concatenate([np.zeros(0, np.int64), *pending]), return_counts=True)
+    merged, place = np.unique(np.concatenate([keys, new_keys]), return_inverse=True)
+    total = np.zeros(len(merged), np.int64)
+    np.add.at(total, place, np.concatenate([counts, new_counts]))
+    return merged, total
+
+
+def _from_counts(keys: np.ndarray, counts: np.ndarray, Z: int) -> Bigram:
+    once, twice = int((counts == 1).sum()), int((counts == 2).sum())
+    # no pair seen once: the formula says 0, which would forbid every unseen pair
+    discount = once / (once + 2 * twice) if once else 0.5
+    label = np.bincount(keys % Z, weights=counts, minlength=Z)
+    context = np.bincount(keys // Z, weights=counts, minlength=Z)
+    return Bigram(keys, counts, context, np.bincount(keys // Z, minlength=Z), (label + 1) / (label.sum() + Z), discount)

@@ -1,0 +1,66 @@
+"""Verification is part of exporting: what a stranger's process computes from the folder must be what the training model computes."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from llm.docs import Docs
+from llm.errors import CheckpointError
+from llm.model import Decoder
+from llm.ops.linear.chunk import CHUNK
+
+TOLERANCE = 1e-5
+# Three chunks of the recurrences and a bit, so that states are handed on.
+TOKENS = 3 * CHUNK + 5
+PADDING = CHUNK - 1
+TIMEOUT = 1800
+
+
+def verify(model: Decoder, folder: Path) -> dict[str, float]:
+    """The largest absolute differences in float32 between the logits of `model` and those of the reloaded `folder`.
+
+    Raises:
+        CheckpointError: the folder does not load without Braid, or its logits differ by more than `TOLERANCE`.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        expected = Path(scratch) / "expected.safetensors"
+        save_file(expected_logits(model), expected)
+        environment = {**os.environ, "HF_MODULES_CACHE": scratch, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+        command = [sys.executable, "-I", str(Path(__file__).with_name("reload.py")), str(folder.resolve()), str(expected)]
+        done = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise CheckpointError(f"the exported folder does not load in transformers without Braid ({last}); nothing was exported")
+    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    for name, difference in found.items():
+        if math.isnan(difference) or difference > TOLERANCE:
+            raise CheckpointError(
+                f"the reloaded model's logits ({name}) differ from the training model's by {difference:.1e}, more than {TOLERANCE:.0e}; "
+                "nothing was exported"
+            )
+    return found
+
+
+@torch.no_grad()
+def expected_logits(model: Decoder) -> dict[str, Tensor]:
+    """What `reload.py` compares with: the model itself on random tokens, whole, step by step and padded on the left."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(model.config.vocab_size, (2, TOKENS), generator=generator)
+    mask = torch.ones_like(tokens)
+    mask[0, :PADDING] = 0
+    starts = torch.zeros_like(tokens, dtype=torch.bool)
+    starts[0, PADDING] = starts[1, 0] = True
+    state, steps = None, []
+    for t in range(TOKENS):
+        logits, state = model.step(tokens[:, t], state)
+        steps.append(logits)
+    padded = model(tokens, None, Docs(starts)).logits
+    return {"tokens": tokens, "full": model(tokens).logits, "steps": torch.stack(steps, 1), "mask": mask, "padded": padded}
