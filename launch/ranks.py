@@ -37,7 +37,7 @@ def settle(environment: MutableMapping[str, str] | None = None) -> Place:
     environment = os.environ if environment is None else environment
     if "RANK" in environment:
         source, found = "environment", _from_launcher(environment)
-    elif "SLURM_PROCID" in environment:
+    elif _is_srun_task(environment):
         source, found = "slurm", _from_slurm(environment)
     else:
         source, found = "alone", _alone(environment)
@@ -84,6 +84,16 @@ def _from_launcher(environment: Mapping[str, str]) -> dict[str, str]:
     return {} if "LOCAL_RANK" in environment else {"LOCAL_RANK": environment.get("SLURM_LOCALID", "0")}
 
 
+def _is_srun_task(environment: Mapping[str, str]) -> bool:
+    """A batch script has SLURM_PROCID and SLURM_NTASKS too, but no step: alone it would wait for ranks that nobody started."""
+    if "SLURM_PROCID" not in environment:
+        return False
+    tasks = environment.get("SLURM_NTASKS", "1")
+    if "SLURM_STEP_ID" not in environment and tasks != "1":
+        raise ConfigError(f"SLURM_NTASKS ({tasks}) ranks are to run but srun did not start this one; write srun before the command")
+    return "SLURM_STEP_ID" in environment
+
+
 def _check_tasks(environment: Mapping[str, str]) -> None:
     world_size, tasks = environment.get("WORLD_SIZE"), environment.get("SLURM_NTASKS")
     if world_size is not None and tasks is not None and world_size != tasks:
@@ -127,8 +137,8 @@ def _job_port(environment: Mapping[str, str], tasks: int) -> str:
     """The same on all ranks of a step, and another one for the job's other steps and for other jobs."""
     if tasks == 1:
         return _free_port()
-    job, step = _number(environment, "SLURM_JOB_ID"), environment.get("SLURM_STEP_ID", "0")
-    return str(FIRST_PORT + (job * 17 + (int(step) if step.isdigit() else 0)) % PORTS)
+    job, step = _number(environment, "SLURM_JOB_ID"), _number(environment, "SLURM_STEP_ID")
+    return str(FIRST_PORT + (job * 17 + step) % PORTS)
 
 
 def _alone(environment: Mapping[str, str]) -> dict[str, str]:

@@ -99,6 +99,17 @@ def test_a_task_that_sees_one_gpu_uses_device_0():
     assert ranks.settle(task(3, 3, CUDA_VISIBLE_DEVICES="0,1,2,3")).local_rank == 3
 
 
+def test_a_batch_script_of_one_task_is_a_world_of_one():
+    script = {key: value for key, value in task(0, SLURM_NTASKS="1").items() if key != "SLURM_STEP_ID"}
+    assert ranks.settle(script) == ranks.Place(0, 0, 1, "alone")
+
+
+def test_a_batch_script_of_several_tasks_needs_srun():
+    script = {key: value for key, value in task(0).items() if key != "SLURM_STEP_ID"}
+    with pytest.raises(ConfigError, match=r"SLURM_NTASKS \(4\) .* write srun before the command"):
+        ranks.settle(script)
+
+
 def test_slurm_counts_launchers_under_srun_torchrun_and_srun_deepspeed():
     ranks.settle(TORCHRUN | {"SLURM_PROCID": "5", "SLURM_NTASKS": "2"})
     deepspeed = {key: value for key, value in TORCHRUN.items() if key != "TORCHELASTIC_RUN_ID"} | {"CROSS_RANK": "1"}
