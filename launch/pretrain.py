@@ -1,0 +1,39 @@
+"""`braid-pretrain FILE.yaml... key.path=value...` trains; `braid-pretrain runs/NAME` resumes.
+
+The same under `deepspeed`, `torchrun`, `srun` and plain `python`, from any folder.
+"""
+
+import sys
+from pathlib import Path
+
+# the checkout's root first, and not this folder, whose file names would shadow libraries
+sys.path[:] = [
+    str(Path(__file__).resolve().parents[1]),
+    *(p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent),
+]
+
+import os
+
+from launch.ranks import settle, without_local_rank
+from llm.errors import BraidError
+from llm.train.start import pretrain
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The exit status: 0, or 2 after an error that the user can cause."""
+    words = without_local_rank(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0 if words else 2
+    try:
+        settle()
+        pretrain(words)
+    except BraidError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""A run's whole config: what to train, on what, how and over which ranks; and the laws between its parts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from omegaconf import MISSING
+
+from llm.config import build, load
+from llm.data import DataConfig, Manifest
+from llm.errors import ConfigError
+from llm.model import ModelConfig, model_kinds
+from llm.train.schedule import ScheduleConfig
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov & Hutter, arXiv:1711.05101). lr: the peak. weight_decay: of matrices; other roles do not decay."""
+
+    kind: Literal["adamw"] = "adamw"
+    lr: float = 1e-3
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+
+    def check(self, where: str) -> None:
+        """Raises ConfigError."""
+        if self.lr <= 0 or self.eps <= 0:
+            raise ConfigError(f"{where}.lr ({self.lr}) and {where}.eps ({self.eps}) must be positive")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"{where}.betas ({self.betas}) must be two numbers, at least 0 and less than 1")
+        if self.weight_decay < 0:
+            raise ConfigError(f"{where}.weight_decay ({self.weight_decay}) must not be negative; 0 switches it off")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    batch: sequences per optimizer step, over all ranks. micro_batch: sequences a rank runs at once; null: its whole share.
+    clip: largest global gradient norm; null: no clipping. precision: `auto` is bf16 where the device computes in it, else fp32.
+    log_every, validate_every, checkpoint_every: steps; 0 validates or saves at the end only. keep_last: checkpoints kept.
+    validation_sequences: at most so many of the held-out split; null: all. peak_flops: of one rank's device, in FLOP/s; null: measured.
+    """
+
+    steps: int = MISSING
+    batch: int = MISSING
+    micro_batch: int | None = None
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    clip: float | None = 1.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    activation_checkpointing: bool = False
+    log_every: int = 10
+    validate_every: int = 0
+    validation_sequences: int | None = None
+    checkpoint_every: int = 0
+    keep_last: int = 2
+    peak_flops: float | None = None
+    tensorboard: bool = True
+
+    def check(self) -> None:
+        """Raises ConfigError."""
+        for name in ("steps", "batch", "log_every", "keep_last"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"train.{name} ({getattr(self, name)}) must be at least 1")
+        for name in ("validate_every", "checkpoint_every"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"train.{name} ({getattr(self, name)}) must not be negative; 0 is at the end only")
+        for name in ("micro_batch", "validation_sequences", "clip", "peak_flops"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"train.{name} ({value}) must be positive, or null")
+        self.optimizer.check("train.optimizer")
+        self.schedule.check("train.schedule", self.steps)
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """zero: what the ranks split among them — 1: optimizer states, 2: and gradients, 3: and weights; 0: nothing."""
+
+    zero: int = 1
+
+    def check(self) -> None:
+        """Raises ConfigError."""
+        if self.zero not in (0, 1, 2, 3):
+            raise ConfigError(f"parallel.zero ({self.zero}) must be one of 0, 1, 2, 3")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A run: `runs`/`name` is its folder."""
+
+    name: str = MISSING
+    runs: str = "runs"
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+
+def load_config(words: Sequence[str]) -> RunConfig:
+    """`FILE.yaml... key.path=value...` -> RunConfig. Raises ConfigError."""
+    return load(RunConfig, words, model_kinds("model"))
+
+
+def build_config(values: Mapping[str, Any]) -> RunConfig:
+    """A RunConfig from plain keys and values. Raises ConfigError."""
+    return build(RunConfig, values, model_kinds("model"))
+
+
+def micro_batch_of(config: RunConfig, world_size: int) -> int:
+    """Sequences that a rank runs at once."""
+    return config.train.micro_batch or config.train.batch // world_size
+
+
+def accumulation_of(config: RunConfig, world_size: int) -> int:
+    """Micro-batches per rank and optimizer step."""
+    return config.train.batch // (world_size * micro_batch_of(config, world_size))
+
+
+def check(config: RunConfig, world_size: int, manifest: Manifest) -> None:
+    """Every law that holds between settings, ranks and dataset, before a process group starts. Raises ConfigError."""
+    if not config.name or "/" in config.name or config.name.startswith("."):
+        raise ConfigError(f"name ({config.name!r}) names the run's folder; use letters, digits, dashes")
+    config.model.check("model")
+    config.train.check()
+    config.parallel.check()
+    _check_batch(config.train, world_size)
+    if config.train.precision == "bf16" and config.parallel.zero == 0:
+        raise ConfigError(
+            "train.precision (bf16) needs float32 master weights, which ZeRO stage 0 does not keep; set parallel.zero=1, or train.precision=fp32"
+        )
+    if config.data.sequence_length < 1:
+        raise ConfigError(f"data.sequence_length ({config.data.sequence_length}) must be at least 1")
+    vocabulary = manifest.tokenizer.vocabulary
+    if config.model.vocab_size < vocabulary:
+        raise ConfigError(
+            f"model.vocab_size ({config.model.vocab_size}) must hold the {vocabulary} ids of {manifest.tokenizer_path}; "
+            f"set model.vocab_size={vocabulary}"
+        )
+
+
+def _check_batch(train: TrainConfig, world_size: int) -> None:
+    unit = world_size * (train.micro_batch or 1)
+    if train.batch % unit:
+        near = sorted({max(unit, train.batch // unit * unit), (train.batch // unit + 1) * unit})
+        micro = [m for m in range(1, train.batch // world_size + 1) if train.batch % (world_size * m) == 0]
+        instead = f", or train.micro_batch={micro[-1]}" if micro and train.micro_batch else ""
+        raise ConfigError(
+            f"train.batch ({train.batch}) must be a multiple of ranks ({world_size}) x train.micro_batch ({train.micro_batch or 1}); "
+            f"use train.batch={' or '.join(map(str, near))}{instead}"
+        )

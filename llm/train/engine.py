@@ -1,0 +1,76 @@
+"""DeepSpeed's engine around the decoder, and one optimizer step of it."""
+
+from typing import Any, NamedTuple
+
+import deepspeed
+import torch
+from torch import Tensor
+
+from llm.data import Batch
+from llm.model import Decoder
+from llm.train.config import RunConfig
+from llm.train.deepspeed_config import LossOnly, create_optimizer, deepspeed_config
+from llm.train.precision import cast_model, casts_model
+from llm.train.world import World
+
+
+class StepResult(NamedTuple):
+    """loss_sum: nats of this rank's tokens. scored: labels of all ranks. grad_norm: global, before clipping. stops: ranks asked to stop."""
+
+    loss_sum: Tensor
+    scored: Tensor
+    grad_norm: Tensor | float
+    stops: Tensor
+
+
+def create_engine(config: RunConfig, world: World) -> Any:
+    """The engine with initial weights. Its parameters depend on the seed alone, never on ranks."""
+    decoder = Decoder.create(config.model, config.seed, world.device)
+    decoder.checkpoint_activations = config.train.activation_checkpointing
+    if casts_model(config):
+        cast_model(decoder)
+    optimizer = create_optimizer(config.train.optimizer, decoder)
+    settings = deepspeed_config(config, world.size)
+    engine, *_ = deepspeed.initialize(model=LossOnly(decoder), optimizer=optimizer, config=settings)
+    return engine
+
+
+def optimizer_step(engine: Any, micro_batches: list[Batch], lr: float, clip: float | None, world: World, stop: bool) -> StepResult:
+    """Gradients of (sum of nats over all tokens / scored labels of all ranks and micro-batches), then one update.
+
+    DeepSpeed averages gradients over ranks, so each rank's loss is scaled up by their number; its division by the number of
+    micro-batches is switched off.
+    """
+    device = world.device
+    scored, stops = world.sum(torch.stack([sum_scored(micro_batches), torch.tensor(int(stop))]).to(device)).unbind()
+    scale = world.size / scored.clamp(min=1)
+    loss_sum = torch.zeros((), device=device)
+    for batch in micro_batches:
+        batch = batch.to(device, non_blocking=True)
+        loss = engine(batch.tokens_BT, batch.labels_BT, batch.docs)
+        loss_sum += loss.detach()
+        engine.backward(loss * scale, scale_wrt_gas=False)
+        grad_norm = clip_gradients(engine, clip) if updates_now(engine) else None
+        set_learning_rate(engine, lr)
+        engine.step()
+    return StepResult(loss_sum, scored, engine.get_global_grad_norm() if grad_norm is None else grad_norm, stops)
+
+
+def sum_scored(micro_batches: list[Batch]) -> Tensor:
+    """int64 scalar on the host: this rank's scored labels."""
+    return torch.stack([batch.scored for batch in micro_batches]).sum()
+
+
+def updates_now(engine: Any) -> bool:
+    """Whether the loop itself clips at this micro-batch: at stage 0, after the last one."""
+    return engine.zero_optimization_stage() == 0 and engine.is_gradient_accumulation_boundary()
+
+
+def clip_gradients(engine: Any, clip: float | None) -> Tensor:
+    """The global norm of the averaged gradients, which are scaled down to `clip`."""
+    return torch.nn.utils.clip_grad_norm_(engine.module.parameters(), float("inf") if clip is None else clip)
+
+
+def set_learning_rate(engine: Any, lr: float) -> None:
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr

@@ -1,0 +1,71 @@
+"""A trained model from its files, outside training: no process group, no DeepSpeed, no pickle."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from llm.errors import CheckpointError
+from llm.model import Decoder
+from llm.train import checkpoint_files as files
+from llm.train.config import RunConfig
+from llm.train.run_folder import RunFolder, read_config
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """path: the checkpoint. run: the run folder it lies in, if any. step, tokens: trained so far. tokenizer: its file."""
+
+    path: Path
+    run: Path | None
+    step: int
+    tokens: int
+    tokenizer: Path
+
+
+def load_model(run_or_checkpoint: str | Path, device: torch.device | str = "cpu") -> tuple[Decoder, RunConfig, CheckpointInfo]:
+    """The decoder with float32 weights in eval mode, the run's config, and which checkpoint it is.
+
+    Args:
+        run_or_checkpoint: a run folder, of which the newest whole checkpoint is taken, or a checkpoint folder.
+
+    Raises:
+        CheckpointError: neither of the two, or damaged.
+    """
+    checkpoint = find_checkpoint(Path(run_or_checkpoint))
+    config = read_config(checkpoint / files.CONFIG)
+    progress = json.loads((checkpoint / files.PROGRESS).read_text())
+    with torch.device("meta"):
+        model = Decoder(config.model)
+    model.load_state_dict(load_file(checkpoint / files.WEIGHTS, device=str(device)), assign=True)
+    model.requires_grad_(True)
+    run = checkpoint.parents[1] if (checkpoint.parents[1] / files.CONFIG).is_file() else None
+    info = CheckpointInfo(checkpoint, run, progress["step"], progress["tokens"], checkpoint / files.TOKENIZER)
+    return model.eval(), config, info
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a run folder or checkpoint folder stands for, its readable files verified. Raises CheckpointError."""
+    path = path.resolve()
+    if (path / files.FILES).is_file():
+        wrong = damage_of_model(path)
+        if wrong:
+            raise CheckpointError(f"{path} is not whole ({wrong}); take another checkpoint of the run")
+        return path
+    found = files.checkpoints(RunFolder(path).checkpoints)
+    if not found:
+        raise CheckpointError(f"{path} holds no checkpoint; give a run folder (runs/NAME) or a checkpoint (runs/NAME/checkpoints/step-N)")
+    wrong_ones = []
+    for checkpoint in found:
+        wrong = damage_of_model(checkpoint)
+        if wrong is None:
+            return checkpoint
+        wrong_ones.append(f"{checkpoint.name}: {wrong}")
+    raise CheckpointError(f"no checkpoint of {path} is whole ({'; '.join(wrong_ones)}); restore one from a copy")
+
+
+def damage_of_model(checkpoint: Path) -> str | None:
+    """`damage` of the files that `load_model` and its callers read."""
+    return files.damage(checkpoint, (files.WEIGHTS, files.PROGRESS, files.CONFIG, files.TOKENIZER))

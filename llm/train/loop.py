@@ -1,0 +1,147 @@
+"""The train loop: batches -> micro-steps -> optimizer step -> metrics -> validation -> checkpoint."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from llm.cost import model_cost
+from llm.data import Batches, HeldOutBatches, Manifest, TokenStream
+from llm.errors import DataError
+from llm.train.checkpoint import load_checkpoint, newest_whole, save_checkpoint
+from llm.train.config import RunConfig, micro_batch_of
+from llm.train.engine import create_engine, optimizer_step
+from llm.train.metrics import Meter, Writer, read_metrics
+from llm.train.peak import measured_peak
+from llm.train.plot import plot_loss
+from llm.train.run_folder import RunFolder
+from llm.train.schedule import learning_rate
+from llm.train.stop import StopRequest
+from llm.train.validate import SPLIT, validate
+from llm.train.world import World
+
+BACKWARD_AND_FORWARD = 3
+
+
+@dataclass
+class Run:
+    """All that the loop holds. held_out: None when the dataset has no validation split. writer: on the first rank."""
+
+    config: RunConfig
+    folder: RunFolder
+    world: World
+    engine: Any
+    batches: Batches
+    held_out: HeldOutBatches | None
+    meter: Meter
+    writer: Writer | None
+    step: int
+
+
+def train(config: RunConfig, folder: RunFolder, world: World, manifest: Manifest) -> int:
+    """Train from scratch or from the newest whole checkpoint, to the last step or a stop signal. Returns the step reached.
+
+    The process group is up, `config` is checked, its precision resolved. Raises DataError, CheckpointError.
+    """
+    checkpoint, passed_over = newest_whole(folder.checkpoints, world)
+    engine = create_engine(config, world)
+    stream = TokenStream(manifest, "train", config.data, config.seed)
+    step = 0
+    if checkpoint is not None:
+        progress = load_checkpoint(engine, checkpoint, config, world)
+        stream.check_state(progress["data"])
+        step = progress["step"]
+        say(world, *passed_over, f"resuming from {checkpoint}")
+    # every step takes the same number of sequences, also when a run goes on with other ranks
+    batches = Batches(stream, config.train.batch, world.rank, world.size, micro_batch_of(config, world.size), step * config.train.batch)
+    try:
+        writer = Writer(folder, config.train.steps, step, config.train.tensorboard) if world.first else None
+        held_out = held_out_batches(config, world, manifest)
+        run = Run(config, folder, world, engine, batches, held_out, create_meter(config, world), writer, step)
+        with StopRequest() as stop:
+            loop(run, stop)
+        return run.step
+    finally:
+        batches.close()
+
+
+def loop(run: Run, stop: StopRequest) -> None:
+    """Steps until the last one, or until a rank was asked to stop."""
+    config, settings = run.config, run.config.train
+    while run.step < settings.steps:
+        run.step += 1
+        last = run.step == settings.steps
+        waiting = time.perf_counter()
+        micro_batches = next(run.batches)
+        data_wait = time.perf_counter() - waiting
+        lr = learning_rate(settings.schedule, settings.optimizer.lr, run.step, settings.steps)
+        result = optimizer_step(run.engine, micro_batches, lr, settings.clip, run.world, bool(stop))
+        run.meter.add(result, data_wait)
+        saving = last or due(run.step, settings.checkpoint_every)
+        logging = saving or due(run.step, settings.log_every)
+        # a GPU is asked only where the loop waits for it anyway; the host's own tensors cost nothing to read
+        stopping = (logging or run.world.device.type == "cpu") and bool(result.stops.item())
+        validating = last or due(run.step, settings.validate_every)
+        if logging or stopping or validating:
+            report(run, lr, validating)
+        if saving or stopping:
+            save_checkpoint(run.engine, run.folder, config, run.world, run.step, run.batches.state())
+        if stopping:
+            say(run.world, f"stopped at step {run.step} on request; continue with `pretrain.py {run.folder.path}`")
+            break
+        if logging or validating:
+            run.meter.skip()
+    if run.writer is not None:
+        run.writer.close()
+
+
+def report(run: Run, lr: float, validating: bool) -> None:
+    """Write a record, with validation where it is due; then the loss curve is drawn anew."""
+    record = run.meter.read(run.step, lr)
+    if validating and run.held_out is not None:
+        record |= validate(run.engine, run.held_out, run.world)
+    if run.writer is None:
+        return
+    run.writer.write(record)
+    if validating:
+        plot_loss(read_metrics(run.folder), run.folder.report / "loss.png", run.config.name)
+
+
+def due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def create_meter(config: RunConfig, world: World) -> Meter:
+    """Counts tokens and FLOPs of all ranks; the peak is the sum of what each rank's device reaches."""
+    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    peak = config.train.peak_flops or measured_peak(world.device, dtype)
+    total = world.sum(torch.tensor(peak, dtype=torch.float64, device=world.device)).item()
+    flops = BACKWARD_AND_FORWARD * model_cost(config.model, config.data.sequence_length).flops
+    return Meter(world, config.train.batch * config.data.sequence_length, flops, total)
+
+
+def held_out_batches(config: RunConfig, world: World, manifest: Manifest) -> HeldOutBatches | None:
+    settings, micro = config.train, micro_batch_of(config, world.size)
+    try:
+        manifest.split(SPLIT)
+    except DataError:
+        say(world, f"the dataset has no split {SPLIT!r}: training without validation")
+        return None
+    return HeldOutBatches(
+        manifest,
+        SPLIT,
+        config.data.sequence_length,
+        batch=world.size * micro,
+        rank=world.rank,
+        ranks=world.size,
+        micro_batch=micro,
+        limit=settings.validation_sequences,
+    )
+
+
+def say(world: World, *sentences: str) -> None:
+    """On the first rank only."""
+    if world.first:
+        for sentence in sentences:
+            print(sentence, flush=True)

@@ -1,0 +1,22 @@
+"""The loss curve as a picture."""
+
+from pathlib import Path
+from typing import Any
+
+
+def plot_loss(records: list[dict[str, Any]], path: Path, title: str) -> None:
+    """Training and validation loss over tokens, as a PNG."""
+    from matplotlib.figure import Figure
+
+    if not records:
+        return
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot(xlabel="tokens", ylabel="loss (nats per token)", title=title)
+    axes.plot([r["tokens"] for r in records], [r["loss"] for r in records], lw=1, label="training")
+    held_out = [r for r in records if "validation_loss" in r]
+    if held_out:
+        axes.plot([r["tokens"] for r in held_out], [r["validation_loss"] for r in held_out], "o-", ms=3, label="validation")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)

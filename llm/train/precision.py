@@ -1,0 +1,47 @@
+"""The precision of a run: chosen once from the device, then written into the config, so that it can be said, saved and resumed."""
+
+from dataclasses import replace
+
+import torch
+
+from llm.init import ROLES, parameter_roles
+from llm.model import Decoder
+from llm.train.config import RunConfig
+
+AUTOCAST_STAGE = 3
+
+
+def resolved(config: RunConfig, device: torch.device) -> tuple[RunConfig, str]:
+    """The config with `precision` decided, and the sentence that says why."""
+    precision = config.train.precision
+    if precision != "auto":
+        return config, f"precision {precision}: set by train.precision"
+    if not computes_in_bf16(device):
+        choice, why = "fp32", f"this {device.type} has no native bf16"
+    elif config.parallel.zero == 0:
+        choice, why = "fp32", "ZeRO stage 0 keeps no float32 master weights (parallel.zero=1 trains in bf16)"
+    else:
+        choice, why = "bf16", f"this {device.type} computes in bf16"
+    return replace(config, train=replace(config.train, precision=choice)), f"precision {choice}: {why}"
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether bf16 is an instruction of the device and not emulated."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    flags = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, flag, lambda: False)() for flag in flags)
+
+
+def casts_model(config: RunConfig) -> bool:
+    """Whether weights live in bf16 (`cast_model`): bf16 at stages 1 and 2. Stage 3 keeps them fp32 and autocasts."""
+    return config.train.precision == "bf16" and config.parallel.zero < AUTOCAST_STAGE
+
+
+@torch.no_grad()
+def cast_model(model: Decoder) -> None:
+    """Parameters to bf16, except those whose role is kept in float32."""
+    roles = parameter_roles(model)
+    for name, parameter in model.named_parameters():
+        if not ROLES[roles[name]].float32:
+            parameter.data = parameter.data.to(torch.bfloat16)

@@ -1,0 +1,159 @@
+"""The run folder: the contract between training, evaluation, export and people.
+
+    runs/NAME/  config.yaml       resolved; resuming needs no other file
+                metrics.jsonl     one JSON object per logged step
+                checkpoints/      step-N/ and `latest`, which names the newest
+                tokenizer.json    of the data trained on
+                versions.json     of packages, and the state of git
+                report/           loss.png;  tensorboard/
+"""
+
+import json
+import platform
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from llm.config import to_yaml
+from llm.data import Manifest
+from llm.errors import CheckpointError, ConfigError
+from llm.train.config import RunConfig, build_config
+
+# Settings that change nothing of what is computed: they may differ when a run goes on.
+FREE = {
+    "runs",
+    "data.prefetch",
+    "train.log_every",
+    "train.validate_every",
+    "train.validation_sequences",
+    "train.checkpoint_every",
+    "train.keep_last",
+    "train.peak_flops",
+    "train.tensorboard",
+}
+PACKAGES = ("braid-lm", "torch", "deepspeed", "omegaconf", "tokenizers", "webdataset", "numpy")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer.json"
+
+    @property
+    def versions(self) -> Path:
+        return self.path / "versions.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @classmethod
+    def of(cls, config: RunConfig) -> "RunFolder":
+        return cls(Path(config.runs) / config.name)
+
+    def read_config(self) -> RunConfig:
+        """Raises CheckpointError when there is no run here, ConfigError when its config is none of this release."""
+        return read_config(self.config)
+
+    def check_same(self, config: RunConfig) -> None:
+        """Raise ConfigError when a run is here whose config computes something else."""
+        if not self.config.is_file():
+            return
+        differing = differences(self.read_config(), config)
+        if differing:
+            shown = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in differing.items())
+            raise ConfigError(
+                f"{self.path} holds a run with another config ({shown}); resume that run with `pretrain.py {self.path}`, "
+                "or start a new one with name=ANOTHER"
+            )
+
+    def write(self, config: RunConfig, manifest: Manifest) -> None:
+        """Make the folder, or bring it up to date with this start. One rank calls it."""
+        for folder in (self.checkpoints, self.report):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.config, to_yaml(config))
+        write_text(self.versions, json.dumps(versions(), indent=1) + "\n")
+        if not self.tokenizer.is_file():
+            shutil.copyfile(manifest.tokenizer_path, self.tokenizer)
+
+
+def read_config(path: Path) -> RunConfig:
+    """The config of a run or checkpoint. Raises CheckpointError, ConfigError."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist, so {path.parent} is neither a run folder nor a checkpoint; give runs/NAME")
+    return build_config(OmegaConf.to_container(OmegaConf.load(path)))  # type: ignore[arg-type]
+
+
+def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ and matter, by their dotted path: (old, new)."""
+    before, after = flat(asdict(old)), flat(asdict(new))
+    keys = [key for key in {**before, **after} if key not in FREE]
+    return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted path -> leaf."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return leaves
+
+
+def versions() -> dict[str, Any]:
+    """Of Python, packages and the checkout."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return {"python": platform.python_version(), "packages": found, "git": git_state(Path(__file__).parent)}
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit, and the files that differ from it; None outside a checkout."""
+    try:
+        commit = _git(folder, "rev-parse", "HEAD").strip()
+        changed = _git(folder, "status", "--porcelain").splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "changed": changed}
+
+
+def _git(folder: Path, *words: str) -> str:
+    return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=20, check=True).stdout
+
+
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)

@@ -1,0 +1,71 @@
+"""From the words of a command line to a finished run: config, laws, run folder, process group, loop."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from llm.cost import model_cost
+from llm.data import Manifest
+from llm.errors import ConfigError
+from llm.train.config import RunConfig, check, load_config
+from llm.train.precision import resolved
+from llm.train.run_folder import FREE, RunFolder
+from llm.train.world import World
+
+
+def pretrain(words: Sequence[str]) -> int:
+    """`FILE.yaml... key.path=value...` starts a run, or goes on with it; `runs/NAME` goes on. Returns the step reached.
+
+    RANK, WORLD_SIZE and LOCAL_RANK are set. Everything that can be refused is refused before the process group starts.
+
+    Raises:
+        BraidError: anything that a user can cause.
+    """
+    world = World.from_environment()
+    config, folder = plan(words)
+    manifest = Manifest.load(config.data.manifest)
+    check(config, world.size, manifest)
+    config, why = resolved(config, world.device)
+    folder.check_same(config)
+    quiet()
+    from llm.train.loop import say, train
+
+    world.connect()
+    try:
+        if world.first:
+            folder.write(config, manifest)
+        world.barrier()
+        parameters = model_cost(config.model, config.data.sequence_length).parameters
+        say(world, f"{folder.path}: {parameters:,} parameters, ZeRO {config.parallel.zero}, {world.size} rank(s) on {world.device.type}", why)
+        step = train(config, folder, world, manifest)
+        say(world, f"{folder.path}: step {step} of {config.train.steps}; loss curve in {folder.report / 'loss.png'}")
+        return step
+    finally:
+        world.close()
+
+
+def plan(words: Sequence[str]) -> tuple[RunConfig, RunFolder]:
+    """The config and folder that the words name. Raises ConfigError."""
+    folders = [word for word in words if "=" not in word and Path(word).is_dir()]
+    if not folders:
+        if not words:
+            raise ConfigError("no config is given; name FILE.yaml... key.path=value..., or a run folder to resume")
+        config = load_config(words)
+        return config, RunFolder.of(config)
+    folder, overrides = RunFolder(Path(folders[0])), [word for word in words if word != folders[0]]
+    refused = [word for word in overrides if word.partition("=")[0] not in FREE]
+    if len(folders) > 1 or refused:
+        raise ConfigError(
+            f"{folder.path} resumes with its own config, so {(refused or folders)[-1]!r} cannot be given with it; "
+            f"leave it out (only {', '.join(sorted(FREE - {'runs'}))} may change)"
+        )
+    folder.read_config()
+    config = load_config([str(folder.config.resolve()), *overrides])
+    # the folder may have been moved or renamed since
+    return replace(config, name=folder.path.resolve().name, runs=str(folder.path.parent)), folder
+
+
+def quiet() -> None:
+    """DeepSpeed's own reports only when something is wrong."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)

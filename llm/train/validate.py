@@ -1,0 +1,27 @@
+"""Validation: mean loss over the held-out split."""
+
+import math
+from typing import Any
+
+import torch
+
+from llm.data import HeldOutBatches
+from llm.train.world import World
+
+SPLIT = "validation"
+
+
+@torch.no_grad()
+def validate(engine: Any, batches: HeldOutBatches, world: World) -> dict[str, float]:
+    """Nats per token over all ranks, and its exponential."""
+    engine.eval()
+    loss_sum, scored = torch.zeros((), device=world.device), torch.zeros((), device=world.device)
+    for micro_batches in batches:
+        for batch in micro_batches:
+            scored += batch.scored
+            batch = batch.to(world.device, non_blocking=True)
+            loss_sum += engine(batch.tokens_BT, batch.labels_BT, batch.docs)
+    engine.train()
+    total, count = world.sum(torch.stack([loss_sum, scored]).double()).tolist()
+    loss = total / max(1.0, count)
+    return {"validation_loss": loss, "validation_perplexity": math.exp(min(loss, 700.0))}
