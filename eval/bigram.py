@@ -8,13 +8,22 @@ c(v, w): how often w followed v; N(v): different followers of v; n1, n2: pairs s
 The pairs are the inputs and labels of the training sequences, so the model and its baseline have read the same.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from eval.figures import figures
+from eval.held_out import held_out
+from eval.perplexity import counts
+from eval.subject import Subject
+from llm.data import TokenStream
+from llm.errors import ConfigError
+
 # training pairs counted at a time
 PAIRS = 1 << 22
+ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -75,3 +84,46 @@ def _from_counts(keys: np.ndarray, counts: np.ndarray, Z: int) -> Bigram:
     label = np.bincount(keys % Z, weights=counts, minlength=Z)
     context = np.bincount(keys // Z, weights=counts, minlength=Z)
     return Bigram(keys, counts, context, np.bincount(keys // Z, minlength=Z), (label + 1) / (label.sum() + Z), discount)
+
+
+@dataclass(frozen=True)
+class BigramConfig:
+    """split, max_tokens, max_bytes, seed: as in `PerplexityConfig`, so that both score the same text. train: the split to count in.
+
+    sequences: the first so many training sequences of the run's order; None is those that the model was trained on.
+    """
+
+    split: str = "validation"
+    train: str = "train"
+    sequences: int | None = None
+    max_tokens: int | None = None
+    max_bytes: int | None = None
+    seed: int = 0
+
+
+def bigram(subject: Subject, config: BigramConfig) -> dict[str, Any]:
+    """The figures of `perplexity`, on the same text, of a bigram model of the tokens trained on. Raises ConfigError, DataError."""
+    texts = held_out(subject.manifest, config.split, config.max_tokens, config.max_bytes, config.seed)
+    stream = TokenStream(subject.manifest, config.train, subject.data, subject.seed)
+    wanted = subject.consumed if config.sequences is None else config.sequences
+    if wanted < 1:
+        raise ConfigError(f"sequences ({wanted}) to count bigrams in must be at least 1; train the run first, or set sequences=N")
+    read = distinct(stream, wanted)
+    with subject.progress("bigram", len(read)) as advance:
+        model = fit(_rows(stream, read, advance), subject.model.config.vocab_size)
+    found = figures(model.document_nats(texts.tokens), texts.scored, texts.text_bytes, config.seed)
+    fitted = {"sequences": len(read), "of": wanted, "pairs": int(model.counts.sum()), "discount": model.discount}
+    return {**found, **counts(texts), "fitted_on": fitted}
+
+
+def distinct(stream: TokenStream, sequences: int) -> np.ndarray:
+    """The first index of each sequence among the first `sequences`: what a second epoch repeats is counted once."""
+    draws = stream.order(np.arange(sequences))
+    return np.sort(np.unique(draws.source * (int(draws.window.max()) + 1) + draws.window, return_index=True)[1])
+
+
+def _rows(stream: TokenStream, indices: np.ndarray, advance: Callable[[int], None]) -> Iterator[np.ndarray]:
+    for first in range(0, len(indices), ROWS):
+        part = indices[first : first + ROWS]
+        yield stream.rows(part)[0]
+        advance(len(part))

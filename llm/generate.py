@@ -5,20 +5,21 @@ Nucleus sampling: Holtzman et al., arXiv:1904.09751 sec. 3.1.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
-from llm.data import DOCUMENT_TOKEN
+from llm.data import DOCUMENT_TOKEN, load_tokenizer
 from llm.errors import ConfigError, DataError
 from llm.model import Decoder
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """tokens: at most this many. temperature: 0 takes the most likely token. top_p: the smallest set of tokens that holds this much."""
+    """tokens: at most this many. temperature: 0 takes the most likely token. top_p: keep the fewest tokens that hold this much."""
 
     tokens: int = 128
     temperature: float = 0.8
@@ -36,7 +37,7 @@ class Sampling:
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str, vocab_size: int) -> list[int]:
-    """The ids of a document that begins with `prompt`. Special tokens named in the prompt are plain text.
+    """The ids of a document that begins with `prompt`. `load_tokenizer`'s tokenizers take special tokens in it as plain text.
 
     Raises:
         DataError: the tokenizer lacks the document token, or has ids that the model does not.
@@ -44,7 +45,6 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, vocab_size: int) -> list[in
     start = tokenizer.token_to_id(DOCUMENT_TOKEN)
     if start is None:
         raise DataError(f"the tokenizer lacks the token {DOCUMENT_TOKEN}, which opens every document; use the run's own tokenizer")
-    tokenizer.encode_special_tokens = True
     ids = [start, *tokenizer.encode(prompt, add_special_tokens=False).ids]
     if max(ids) >= vocab_size:
         raise DataError(f"the tokenizer gives id {max(ids)} where the model has {vocab_size}; use the tokenizer of the model's run")
@@ -78,6 +78,15 @@ def choose(logits_Z: Tensor, sampling: Sampling, generator: torch.Generator) -> 
     # a token stays while the more likely ones together do not reach top_p: the first always stays
     kept = p_Z.masked_fill(p_Z.cumsum(-1) - p_Z >= sampling.top_p, 0)
     return int(ids[torch.multinomial(kept, 1, generator=generator)])
+
+
+def generate_text(model: Decoder, tokenizer: Path, prompt: str, sampling: Sampling) -> Iterator[str]:
+    """The prompt and what follows it, piece by piece, to the end of the document at most. Raises ConfigError, DataError."""
+    sampling.check()
+    words = load_tokenizer(tokenizer)
+    ids = encode_prompt(words, prompt, model.config.vocab_size)
+    yield prompt
+    yield from text_of(words, generate(model, ids, sampling, stop=ids[0]))
 
 
 def text_of(tokenizer: Tokenizer, ids: Iterator[int]) -> Iterator[str]:

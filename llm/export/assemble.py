@@ -1,9 +1,9 @@
 """One modeling file out of Braid's own sources: every module that the exported model needs, in the order of their imports.
 
-Each module's source is put, as it stands, into a function of its own that returns what it defines: names that several modules use
-(`linear`, `chunk`, `_reach`, `F`) cannot meet, nothing is renamed, and the file stays plain Python to read, step through and search.
-Imports between the modules become assignments. (Several files with relative imports would need `transformers` to follow folders, which
-it does not; source in strings would hide the code from its readers.)
+Each module's source is put, as it stands, into a function of its own that returns what it defines: names that several modules
+use (`linear`, `chunk`, `_reach`, `F`) cannot meet, nothing is renamed, and the file stays plain Python to read, step through and
+search. Imports between the modules become assignments. (Several files with relative imports would need `transformers` to follow
+folders, which it does not; source in strings would hide the code from its readers.)
 """
 
 import ast
@@ -21,7 +21,7 @@ STAND_INS = {("omegaconf", "MISSING"): '"???"'}
 HEADER = '''\
 """A Braid language model for `transformers`, in one file: torch and transformers are all it needs.
 
-Assembled from the sources of Braid that trained the model; each function below that ends in `return locals()` is one of its modules.
+Assembled from the sources of Braid that trained the model: each function below that ends in `return locals()` is one module.
 """
 
 from types import SimpleNamespace

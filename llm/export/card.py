@@ -26,8 +26,8 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0], skip_spec
 
 - `modeling_braid.py` holds all of the model's code and needs torch and transformers only.
 - Every text opens with the document token, which the tokenizer puts there. Pad on the left.
-- Checked at export: the reloaded model's logits differ from the training model's by at most {parity:.1e} in float32 (whole sequence,
-  token by token from the cache, padded on the left). How it was trained: `training_metadata.json`.
+- Checked at export: the reloaded model's logits differ from the training model's by at most {parity:.1e} in float32 (whole
+  sequence, token by token from the cache, padded on the left). How it was trained: `training_metadata.json`.
 """
 
 

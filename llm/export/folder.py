@@ -73,7 +73,7 @@ def _write_code(folder: Path, root: Path) -> None:
 
 def _write_config(folder: Path, model: Decoder, start: int) -> None:
     causal = "modeling_braid.BraidForCausalLM"
-    ids = {"bos_token_id": start, "eos_token_id": start, "pad_token_id": start}
+    ids: dict[str, Any] = {"bos_token_id": start, "eos_token_id": start, "pad_token_id": start}
     config = BraidConfig(
         braid=asdict(model.config),
         architectures=["BraidForCausalLM"],

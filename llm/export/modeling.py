@@ -92,20 +92,21 @@ class BraidCache(Cache):
     """One layer stands for all: the decoder takes and returns one state."""
 
     def __init__(self) -> None:
-        super().__init__(layers=[BraidStateLayer()])
+        self.past = BraidStateLayer()
+        super().__init__(layers=[self.past])
 
 
 class BraidForCausalLM(GenerationMixin, PreTrainedModel):
     config_class = BraidConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    _no_split_modules = ("Block",)
     # The state cannot be rolled back, which assisted decoding needs.
     _is_stateful = True
 
     def __init__(self, config: BraidConfig):
         super().__init__(config)
         self.model = Decoder(model_config(config.braid))
+        self._no_split_modules = ["Block"]
         # Decays, norms and biases stay float32 whatever dtype is asked for.
         self._keep_in_fp32_modules_strict = {
             f"model.{name}" for name, role in parameter_roles(self.model).items() if ROLES[role].float32
@@ -135,7 +136,7 @@ class BraidForCausalLM(GenerationMixin, PreTrainedModel):
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
-        """Logits, and with `labels` (not shifted; -100 is not scored) the loss: mean nats per label, or sum / num_items_in_batch."""
+        """Logits, and with `labels` (not shifted; -100 is not scored) the loss: nats per label, or their sum / num_items_in_batch."""
         if input_ids is None or inputs_embeds is not None or kwargs.get("output_hidden_states"):
             raise ValueError("this model takes input_ids, not inputs_embeds, and returns no hidden_states yet")
         if past_key_values is not None and not isinstance(past_key_values, BraidCache):
@@ -144,7 +145,7 @@ class BraidForCausalLM(GenerationMixin, PreTrainedModel):
             )
         keep = self.config.use_cache and not self.training if use_cache is None else use_cache
         cache = BraidCache() if past_key_values is None and keep else past_key_values
-        past = None if cache is None else cache.layers[0]
+        past = None if cache is None else cache.past
         docs = self._docs(attention_mask, input_ids.shape[1], past)
         last = labels is None and isinstance(logits_to_keep, int) and logits_to_keep == 1
         out = self.model(input_ids, None if past is None else past.state, docs, last_only=last)

@@ -2,8 +2,8 @@
 
     python -I reload.py FOLDER EXPECTED.safetensors
 
-EXPECTED holds `tokens` [B, T], `full` and `steps` [B, T, Z], `mask` [B, T] (0: padding on the left) and `padded` [B, T, Z]. Braid's own
-packages are barred, so a folder that needs them fails here. Prints one line of JSON: the largest absolute difference of each pass.
+EXPECTED holds `tokens` [B, T], `full` and `steps` [B, T, Z], `mask` [B, T] (0: padding on the left) and `padded` [B, T, Z]. Braid's
+own packages are barred, so a folder that needs them fails here. Prints one line of JSON: the largest absolute difference of each.
 """
 
 import importlib.abc

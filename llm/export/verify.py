@@ -1,4 +1,4 @@
-"""Verification is part of exporting: what a stranger's process computes from the folder must be what the training model computes."""
+"""Verification is part of exporting: what a stranger computes from the folder is what the training model computes."""
 
 import json
 import math
@@ -43,8 +43,8 @@ def verify(model: Decoder, folder: Path) -> dict[str, float]:
     for name, difference in found.items():
         if math.isnan(difference) or difference > TOLERANCE:
             raise CheckpointError(
-                f"the reloaded model's logits ({name}) differ from the training model's by {difference:.1e}, more than {TOLERANCE:.0e}; "
-                "nothing was exported"
+                f"the reloaded model's logits ({name}) differ from the training model's by {difference:.1e}, "
+                f"more than {TOLERANCE:.0e}; nothing was exported"
             )
     return found
 

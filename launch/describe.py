@@ -1,0 +1,62 @@
+"""`python launch/describe.py FILE.yaml... key.path=value...`: what a run's model costs, from its config alone; nothing is built."""
+
+import sys
+from pathlib import Path
+
+# the checkout's root first, and not this folder, whose file names would shadow libraries
+sys.path[:] = [
+    str(Path(__file__).resolve().parents[1]),
+    *(p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent),
+]
+
+from dataclasses import replace
+
+from rich.console import Console
+from rich.table import Table
+
+from llm.cost import Cost, model_cost
+from llm.errors import BraidError
+from llm.train.config import RunConfig, load_config
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The exit status: 0, or 2 after an error that the user can cause."""
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0 if words else 2
+    try:
+        config = load_config(words)
+        config.model.check("model")
+    except BraidError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    Console().print(table(config))
+    return 0
+
+
+def table(config: RunConfig) -> Table:
+    """A row per layer, the rest of the model, and the sum."""
+    context = config.data.sequence_length
+    shown = Table(title=f"{config.name}: per sequence of {context} tokens, state in float32", title_justify="left")
+    for heading in ("layer", "mixer", "parameters", "forward FLOPs/token", "state bytes"):
+        shown.add_column(heading, justify="left" if heading in ("layer", "mixer") else "right")
+    upto = [model_cost(replace(config.model, depth=depth), context) for depth in range(config.model.depth + 1)]
+    shown.add_row("embedding, head, norm", "", *_numbers(upto[0]), end_section=True)
+    for i, name in enumerate(config.model.layer_names()):
+        kind = config.model.layers[name].mixer.kind
+        shown.add_row(f"{i} {name}", kind, *_numbers(upto[i + 1] + _negative(upto[i])), end_section=i + 1 == config.model.depth)
+    shown.add_row("all", "", *_numbers(upto[-1]))
+    return shown
+
+
+def _negative(cost: Cost) -> Cost:
+    return Cost(-cost.parameters, -cost.flops, -cost.state_bytes)
+
+
+def _numbers(cost: Cost) -> list[str]:
+    return [f"{cost.parameters:,}", f"{cost.flops:,.0f}", f"{cost.state_bytes:,}"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
