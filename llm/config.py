@@ -98,8 +98,9 @@ def _merge(below: dict, above: dict) -> dict:
     merged = dict(below)
     for key, new in above.items():
         old = merged.get(key)
-        alike = isinstance(old, dict) and isinstance(new, dict) and new.get("kind", old.get("kind")) == old.get("kind")
-        merged[key] = _merge(old, new) if alike else new
+        if isinstance(old, dict) and isinstance(new, dict) and new.get("kind", old.get("kind")) == old.get("kind"):
+            new = _merge(old, new)
+        merged[key] = new
     return merged
 
 
@@ -108,7 +109,7 @@ def _matches(node: Any, pattern: list[str], path: str) -> list[tuple[DictConfig,
     if not isinstance(node, DictConfig):
         return []
     head, *rest = pattern
-    found = []
+    found: list[tuple[DictConfig, str, str]] = []
     for key in list(node.keys()) if head == "*" else [head] if head in node or not rest else []:
         here = f"{path}.{key}" if path else str(key)
         found += _matches(node[key], rest, here) if rest else [(node, key, here)]

@@ -35,6 +35,11 @@ def conv(width: int, taps: int) -> Cost:
     return Cost(parameters=width * taps, flops=2.0 * width * taps)
 
 
+def conv_tail(width: int, taps: int, bytes_per_value: int) -> Cost:
+    """The last inputs that a convolution keeps."""
+    return Cost(state_bytes=width * (taps - 1) * bytes_per_value)
+
+
 def attention(heads: int, key: int, value: int, context: int, window: int | None) -> Cost:
     """Scores and weighted sum over the visible keys, averaged over the positions of a context."""
     W = min(window or context, context)

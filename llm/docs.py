@@ -22,7 +22,7 @@ class Docs:
     """
 
     def __init__(self, starts_BT: Tensor):
-        assert starts_BT.dtype == torch.bool and starts_BT.ndim == 2, "starts_BT is a bool tensor [B, T]"
+        assert (starts_BT.dtype, starts_BT.ndim) == (torch.bool, 2), "starts_BT is a bool tensor [B, T]"
         self.starts_BT = starts_BT
 
     @classmethod

@@ -19,7 +19,7 @@ from llm.state import StateSpec
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """kv_heads: None is as many as heads. head_dim: None is width / heads. window: None is full. rope_theta: None is no rotation."""
+    """kv_heads: None is as many as heads. head_dim: None is width / heads. window, rope_theta: None is full, no rotation."""
 
     kind: str = "attention"
     heads: int = MISSING

@@ -1,7 +1,8 @@
 """Multi-scale retention (RetNet, Sun et al., arXiv:2307.08621).
 
-    q_n = (x_n W_Q) e^{i n theta}    k_n = (x_n W_K) e^{i n theta}    S_n = gamma S_{n-1} + k_n^T v_n    o_n = q_n S_n / sqrt(K)    (eqs. 3, 5, 6)
-    gamma_h = 1 - 2^(-5-h)           y = (swish(x W_G) * GroupNorm_h(o)) W_O                                                        (eq. 8)
+    q_n = (x_n W_Q) e^{i n theta}       k_n = (x_n W_K) e^{i n theta}               (eqs. 3, 5)
+    S_n = gamma S_{n-1} + k_n^T v_n     o_n = q_n S_n / sqrt(K)                     (eq. 6)
+    gamma_h = 1 - 2^(-5-h)              y = (swish(x W_G) * GroupNorm_h(o)) W_O     (eq. 8)
 
 The parallel, chunkwise and recurrent forms (eqs. 5, 7, 6) are the family `linear`'s. theta_i = base^(-2i/K), as in xPos, whose
 exponential decay is gamma itself; the rotation is laid out half-split. The score normalisations of sec. 2.4 rescale each head's

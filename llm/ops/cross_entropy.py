@@ -45,7 +45,7 @@ def _slices(hidden: Tensor, weight: Tensor, labels: Tensor, dhidden: Tensor | No
 
 class _WithGradients(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden, weight, labels):  # type: ignore[override]
+    def forward(ctx: Any, hidden, weight, labels):
         dhidden = torch.empty_like(hidden)
         dweight = torch.zeros_like(weight, dtype=accumulator(weight.dtype))
         loss = _slices(hidden, weight, labels, dhidden, dweight)
@@ -53,7 +53,7 @@ class _WithGradients(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, dloss):  # type: ignore[override]
+    def backward(ctx: Any, dloss):
         dhidden, dweight = ctx.saved_tensors
         return dhidden * dloss.to(dhidden.dtype), dweight * dloss.to(dweight.dtype), None
 

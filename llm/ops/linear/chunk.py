@@ -110,7 +110,7 @@ class _PerHead(torch.autograd.Function):
     """One decay per head, with the backward pass of the module's docstring."""
 
     @staticmethod
-    def forward(ctx: Any, q, k, v, log_decay, state, starts, scale):  # type: ignore[override]
+    def forward(ctx: Any, q, k, v, log_decay, state, starts, scale):
         T = q.shape[1]
         N = -(-T // CHUNK)
         reach = _reach(starts, N, state.dtype, state.device)
@@ -125,7 +125,7 @@ class _PerHead(torch.autograd.Function):
         return _joined(y, T).to(v.dtype), final
 
     @staticmethod
-    def backward(ctx: Any, dy, dfinal):  # type: ignore[override]
+    def backward(ctx: Any, dy, dfinal):
         q, k, v, log_decay, incoming, final, starts = ctx.saved_tensors
         T, N = q.shape[1], incoming.shape[2]
         reach = _reach(starts, N, incoming.dtype, incoming.device)

@@ -1,0 +1,32 @@
+"""Which mixers the contract suite runs on: every kind of the table, and settings that change how time is crossed."""
+
+from dataclasses import fields
+from typing import Any
+
+from laws import Case
+
+from llm.mixers import MIXERS
+
+# What a small mixer of any kind is given, as far as its config knows the setting.
+SMALL = {"heads": 2}
+
+VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("attention", {"heads": 2, "kv_heads": 1, "qk_norm": True}),
+    ("attention", {"heads": 2, "window": 9}),
+    ("attention", {"heads": 4, "kv_heads": 2, "window": 100, "rope_theta": None}),
+    ("attention", {"heads": 2, "window": 1}),
+    ("retention", {"heads": 4, "value_factor": 1, "rope_theta": None}),
+)
+
+
+def small(kind: str) -> Case:
+    known = {field.name for field in fields(MIXERS[kind][0])}
+    return Case(kind, tuple((name, value) for name, value in SMALL.items() if name in known))
+
+
+def all_cases() -> list[Case]:
+    return [small(kind) for kind in MIXERS] + [Case(kind, tuple(settings.items())) for kind, settings in VARIANTS]
+
+
+def label(case: Case) -> str:
+    return "-".join([case.kind, *(f"{name}={value}" for name, value in case.settings)])

@@ -1,0 +1,138 @@
+"""Bugs planted into the ops, one at a time: each is a plausible slip, and the suite must catch every one."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llm.docs import Docs
+from llm.ops import dispatch, rotary
+from llm.ops.conv import chunk as conv_chunk
+from llm.ops.linear import chunk as linear_chunk
+from llm.ops.linear import naive as linear_naive
+from llm.sequence import Seq
+
+
+def _many(family: str, op: Callable[..., Any]) -> AbstractContextManager:
+    """`op` in place of the family's form for many tokens."""
+    return patch.dict(dispatch.IMPLEMENTATIONS, {family: (dispatch.IMPLEMENTATIONS[family][0], op)})
+
+
+def convolution_ignores_documents() -> AbstractContextManager:
+    return _many("conv", lambda x, weight, bias, tail, starts: conv_chunk.conv(x, weight, bias, tail, None))
+
+
+def convolution_keeps_its_tail_at_a_start() -> AbstractContextManager:
+    def conv(x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, starts: Tensor | None) -> Any:
+        y, _ = conv_chunk.conv(x, weight, bias, tail, starts)
+        return y, torch.cat([tail, x], 1)[:, x.shape[1] :]
+
+    return _many("conv", conv)
+
+
+def recurrence_ignores_documents() -> AbstractContextManager:
+    return _many("linear", lambda *streams, **kw: linear_chunk.linear(*streams[:5], None, **kw))
+
+
+def state_is_kept_at_a_start() -> AbstractContextManager:
+    right = linear_chunk._reach
+
+    def wrong(*args: Any) -> Any:
+        reach = right(*args)
+        return reach._replace(from_start=torch.ones_like(reach.from_start), through=torch.ones_like(reach.through))
+
+    return patch.object(linear_chunk, "_reach", wrong)
+
+
+def state_is_kept_at_a_start_of_a_step() -> AbstractContextManager:
+    step = lambda *streams, **kw: linear_naive.linear(*streams[:5], None, **kw)  # noqa: E731
+    return patch.dict(dispatch.IMPLEMENTATIONS, {"linear": (step, linear_chunk.linear)})
+
+
+def decay_is_off_by_one_at_chunk_borders() -> AbstractContextManager:
+    right = linear_chunk._decays
+
+    def wrong(*args: Any) -> Any:
+        decay = right(*args)
+        return decay._replace(to_end=torch.cat([decay.to_end[..., 1:], decay.to_end[..., -1:]], -1))
+
+    return patch.object(linear_chunk, "_decays", wrong)
+
+
+def state_is_mutated_in_place() -> AbstractContextManager:
+    right = linear_chunk._handed_on
+
+    def wrong(state: Tensor, through: Tensor, updates: Tensor) -> Any:
+        incoming, final = right(state.clone(), through, updates)
+        return incoming, state.copy_(final)
+
+    return patch.object(linear_chunk, "_handed_on", wrong)
+
+
+def state_is_dropped() -> AbstractContextManager:
+    right = linear_chunk._handed_on
+    return patch.object(linear_chunk, "_handed_on", lambda state, *rest: right(torch.zeros_like(state), *rest))
+
+
+def gradient_of_the_state_is_dropped() -> AbstractContextManager:
+    right = linear_chunk._handed_back
+    return patch.object(linear_chunk, "_handed_back", lambda dstate, *rest: right(torch.zeros_like(dstate), *rest))
+
+
+def scores_see_one_token_ahead() -> AbstractContextManager:
+    right = linear_chunk._reach
+
+    def wrong(*args: Any) -> Any:
+        reach = right(*args)
+        ahead = F.pad(torch.ones_like(reach.pairs[..., :-1, 0]).diag_embed(1), (0, 0, 0, 0))
+        return reach._replace(pairs=reach.pairs + ahead[..., : reach.pairs.shape[-2], :])
+
+    return patch.object(linear_chunk, "_reach", wrong)
+
+
+def cache_of_an_ended_document_stays_valid() -> AbstractContextManager:
+    right = Seq._keep_cache
+
+    def wrong(self: Seq, name: str, k: Tensor, v: Tensor, valid: Tensor, window: int | None) -> None:
+        docs, self.docs = self.docs, None
+        right(self, name, k, v, valid, window)
+        self.docs = docs
+
+    return patch.object(Seq, "_keep_cache", wrong)
+
+
+def attention_ignores_documents() -> AbstractContextManager:
+    _, right = dispatch.IMPLEMENTATIONS["attention"]
+    return _many("attention", lambda *streams, **kw: right(*streams[:4], None, **kw))
+
+
+def rotary_position_is_not_restarted() -> AbstractContextManager:
+    return patch.object(Docs, "position_BT", lambda self, offset_B: offset_B[:, None] + torch.arange(self.shape[1]))
+
+
+def rotary_position_starts_again_with_every_batch() -> AbstractContextManager:
+    right = rotary.rotary
+    return patch.object(rotary, "rotary", lambda x, position, theta: right(x, position - position[:, :1], theta))
+
+
+# fault -> (the mixer it is planted under, a law that must break)
+FAULTS: dict[Callable[[], AbstractContextManager], tuple[str, str]] = {
+    convolution_ignores_documents: ("short_conv", "nothing_before_a_start_touches_it"),
+    convolution_keeps_its_tail_at_a_start: ("short_conv", "nothing_before_a_start_touches_it"),
+    recurrence_ignores_documents: ("retention", "nothing_before_a_start_touches_it"),
+    state_is_kept_at_a_start: ("retention", "nothing_before_a_start_touches_it"),
+    state_is_kept_at_a_start_of_a_step: ("retention", "steps_are_one_pass"),
+    decay_is_off_by_one_at_chunk_borders: ("retention", "splitting_changes_nothing"),
+    state_is_mutated_in_place: ("retention", "nothing_passed_in_is_changed"),
+    state_is_dropped: ("retention", "splitting_changes_nothing"),
+    gradient_of_the_state_is_dropped: ("retention", "gradients_are_right"),
+    scores_see_one_token_ahead: ("retention", "nothing_later_touches_earlier"),
+    cache_of_an_ended_document_stays_valid: ("attention", "nothing_before_a_start_touches_it"),
+    attention_ignores_documents: ("attention", "nothing_before_a_start_touches_it"),
+    rotary_position_is_not_restarted: ("attention", "nothing_before_a_start_touches_it"),
+    rotary_position_starts_again_with_every_batch: ("attention", "splitting_changes_nothing"),
+}
