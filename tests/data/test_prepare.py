@@ -177,6 +177,14 @@ def test_a_document_keeps_its_side_when_others_come(corpus: Path):
     assert set(before["train"]) <= set(after["train"])
 
 
+def test_the_share_held_out_is_the_one_asked_for(corpus: Path):
+    half = prepared("validation=0.5")
+    # 122 documents, each a coin: four standard deviations
+    assert abs(half.totals("validation").documents - 61) < 22
+    with pytest.raises(DataError, match=r"split 'validation' of .* is empty \(there is: train\)"):
+        prepared("validation=0", "out=none").split("validation")
+
+
 def test_a_given_tokenizer_is_taken_as_it_is(corpus: Path, tokenizer_json: bytes):
     Path("given.json").write_bytes(tokenizer_json)
     manifest = prepared("tokenizer.path=given.json")

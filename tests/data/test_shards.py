@@ -26,9 +26,9 @@ def read_everything(folder: Path) -> None:
             pass
 
 
-def flip(path: Path, at: int) -> None:
+def flip(path: Path, at: int, bits: int = 0x10) -> None:
     content = bytearray(path.read_bytes())
-    content[at] ^= 0x10
+    content[at] ^= bits
     path.write_bytes(content)
 
 
@@ -159,7 +159,7 @@ def test_a_flip_or_cut_anywhere_in_the_manifest_is_found(copy_of_dataset: Manife
     whole = path.read_bytes()
     for k in range(300):
         if k % 3:
-            flip(path, rng.randrange(len(whole)))
+            flip(path, rng.randrange(len(whole)), bits=rng.randrange(1, 256))
         else:
             path.write_bytes(whole[: rng.randrange(len(whole))])
         with pytest.raises(DataError, match=r"manifest\.json"):
@@ -171,6 +171,14 @@ def test_a_manifest_edited_by_hand_is_refused(copy_of_dataset: Manifest):
     path = copy_of_dataset.root / "manifest.json"
     path.write_text(path.read_text().replace('"weight": 0.7', '"weight": 0.9'))
     with pytest.raises(DataError, match="does not match its own hash: it was edited or damaged"):
+        Manifest.load(path)
+
+
+def test_a_manifest_laid_out_otherwise_is_refused(copy_of_dataset: Manifest):
+    """Not even a changed blank passes: the file is what was written, or it is not."""
+    path = copy_of_dataset.root / "manifest.json"
+    path.write_text(path.read_text().replace("\n ", "\n\t", 1))
+    with pytest.raises(DataError, match="does not match its own hash"):
         Manifest.load(path)
 
 

@@ -4,6 +4,7 @@ import gc
 import random
 import threading
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 
 from llm.config import build
 from llm.data import NOT_SCORED, Batch, Batches, DataConfig, Manifest, TokenStream
+from llm.data.manifest import Source
+from llm.data.write import DatasetWriter
 from llm.errors import ConfigError, DataError
 
 T = 16
@@ -157,6 +160,18 @@ def test_a_sequence_longer_than_the_split_is_refused(dataset: Manifest):
 def test_an_empty_split_is_refused(dataset: Manifest):
     with pytest.raises(DataError, match=r"split 'test' of .* is empty \(there is: train, validation\)"):
         TokenStream(dataset, "test", DataConfig("", T), seed=0)
+
+
+def test_a_source_without_weight_is_not_trained_on(tokenizer_json: bytes, tmp_path: Path):
+    def stream(weight: float) -> TokenStream:
+        writer = DatasetWriter(tmp_path / str(weight), tokenizer_json, {"a": Source(weight, "x"), "b": Source(0.0, "x")})
+        for source, token in (("a", 5), ("b", 6)):
+            writer.add(source, "train", [token] * 100, 100)
+        return TokenStream(writer.finish(), "train", DataConfig("", T), seed=0)
+
+    assert set(np.unique(stream(0.5).rows(np.arange(50))[0])) == {0, 5}
+    with pytest.raises(DataError, match="has no source of positive weight"):
+        stream(0.0)
 
 
 def test_packing_takes_known_words_only():
