@@ -26,6 +26,8 @@ define check
 printf -- '---- %s: %d s%s\n' "$(1)" $$(( $$(date +%s) - start )) "$$( ((code)) && echo ' FAILED' || true )"; exit $$code
 endef
 
+# Checks go from cheap to dear and share few cores, also under `make -j`.
+.NOTPARALLEL:
 .PHONY: help env demo test test-all lint test-fast test-processes format check-cuda-constraints clean
 
 help: ## print this list
