@@ -1,10 +1,10 @@
 """Saving and continuing a run under DeepSpeed.
 
-    checkpoints/step-N/  engine/            DeepSpeed's: weights, float32 masters and optimizer states as the ranks hold them
-                         model.safetensors  float32 weights, whole: what evaluation and export read, with no pickle in it
-                         rng-R.pt           each rank's generators
-                         progress.json      step, tokens, data position, ranks, ZeRO stage
-                         config.yaml, tokenizer.json, files.json (sizes and hashes of all these)
+checkpoints/step-N/  engine/            DeepSpeed's: weights, float32 masters and optimizer states as the ranks hold them
+                     model.safetensors  float32 weights, whole: what evaluation and export read, with no pickle in it
+                     rng-R.pt           each rank's generators
+                     progress.json      step, tokens, data position, ranks, ZeRO stage
+                     config.yaml, tokenizer.json, files.json (sizes and hashes of all these)
 """
 
 import json

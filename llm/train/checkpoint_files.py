@@ -74,7 +74,7 @@ def read_seal(checkpoint: Path) -> dict[str, list] | None:
         sealed = json.loads((checkpoint / FILES).read_text())
     except (OSError, ValueError):
         return None
-    return sealed if isinstance(sealed, dict) else None
+    return sealed if isinstance(sealed, dict) and sealed else None
 
 
 def damage(checkpoint: Path, names: Iterable[str] | None = None) -> str | None:
@@ -96,7 +96,7 @@ def damage(checkpoint: Path, names: Iterable[str] | None = None) -> str | None:
 
 def publish(temporary: Path, final: Path, sealed: dict[str, list]) -> None:
     """Close a written checkpoint and give it its name, then point `latest` to it."""
-    write_text(temporary / FILES, json.dumps(sealed, indent=1) + "\n")
+    write_text(temporary / FILES, json.dumps(sealed, indent=1))
     sync_folder(temporary)
     discard(final)
     temporary.rename(final)

@@ -57,7 +57,12 @@ def zero_section(stage: int) -> dict[str, Any]:
 def create_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
     """torch's fused AdamW: the same element-wise arithmetic at every stage, on CPU and CUDA, without a build."""
     return torch.optim.AdamW(
-        parameter_groups(config, model), lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, weight_decay=0.0, fused=True
+        parameter_groups(config, model),
+        lr=config.lr,
+        betas=(config.betas[0], config.betas[1]),
+        eps=config.eps,
+        weight_decay=0.0,
+        fused=True,
     )
 
 

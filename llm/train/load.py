@@ -56,7 +56,9 @@ def find_checkpoint(path: Path) -> Path:
         return path
     found = files.checkpoints(RunFolder(path).checkpoints)
     if not found:
-        raise CheckpointError(f"{path} holds no checkpoint; give a run folder (runs/NAME) or a checkpoint (runs/NAME/checkpoints/step-N)")
+        raise CheckpointError(
+            f"{path} holds no checkpoint; give a run folder (runs/NAME) or a checkpoint (runs/NAME/checkpoints/step-N)"
+        )
     wrong_ones = []
     for checkpoint in found:
         wrong = damage_of_model(checkpoint)

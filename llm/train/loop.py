@@ -54,7 +54,9 @@ def train(config: RunConfig, folder: RunFolder, world: World, manifest: Manifest
         step = progress["step"]
         say(world, *passed_over, f"resuming from {checkpoint}")
     # every step takes the same number of sequences, also when a run goes on with other ranks
-    batches = Batches(stream, config.train.batch, world.rank, world.size, micro_batch_of(config, world.size), step * config.train.batch)
+    batches = Batches(
+        stream, config.train.batch, world.rank, world.size, micro_batch_of(config, world.size), step * config.train.batch
+    )
     try:
         writer = Writer(folder, config.train.steps, step, config.train.tensorboard) if world.first else None
         held_out = held_out_batches(config, world, manifest)

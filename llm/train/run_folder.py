@@ -1,11 +1,11 @@
 """The run folder: the contract between training, evaluation, export and people.
 
-    runs/NAME/  config.yaml       resolved; resuming needs no other file
-                metrics.jsonl     one JSON object per logged step
-                checkpoints/      step-N/ and `latest`, which names the newest
-                tokenizer.json    of the data trained on
-                versions.json     of packages, and the state of git
-                report/           loss.png;  tensorboard/
+runs/NAME/  config.yaml       resolved; resuming needs no other file
+            metrics.jsonl     one JSON object per logged step
+            checkpoints/      step-N/ and `latest`, which names the newest
+            tokenizer.json    of the data trained on
+            versions.json     of packages, and the state of git
+            report/           loss.png;  tensorboard/
 """
 
 import json

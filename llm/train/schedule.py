@@ -11,7 +11,7 @@ from llm.errors import ConfigError
 class ScheduleConfig:
     """Linear warmup, then `wsd`: constant and a linear cooldown at the end; or `cosine`: half a cosine to the end.
 
-    warmup: steps. cooldown: share of all steps (wsd only). final_ratio: the last step's rate over the peak's.
+    warmup: steps. cooldown: share of all steps (wsd only). final_ratio: of the rate at the end (after the last step) to the peak.
     """
 
     kind: Literal["wsd", "cosine"] = "wsd"
@@ -34,13 +34,13 @@ class ScheduleConfig:
 
 
 def learning_rate(schedule: ScheduleConfig, peak: float, step: int, steps: int) -> float:
-    """The rate of step `step`, counted 1 .. `steps`. The peak is reached at step `warmup`, `final_ratio` at the last."""
+    """The rate of step `step`, counted 1 .. `steps`. Step `warmup` has the peak's; a step after the last would have the final one."""
     if step < schedule.warmup:
         return peak * step / schedule.warmup
+    left = steps + 1 - step
     if schedule.kind == "cosine":
-        progress = (step - schedule.warmup) / max(1, steps - schedule.warmup)
-        share = (1 + math.cos(math.pi * progress)) / 2
+        share = (1 - math.cos(math.pi * left / (steps + 1 - max(1, schedule.warmup)))) / 2
     else:
         cooldown = round(schedule.cooldown * steps)
-        share = min(1.0, (steps - step) / cooldown) if cooldown else 1.0
+        share = min(1.0, left / (cooldown + 1))
     return peak * (schedule.final_ratio + (1 - schedule.final_ratio) * share)

@@ -1,6 +1,7 @@
 """From the words of a command line to a finished run: config, laws, run folder, process group, loop."""
 
 import logging
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,18 +32,23 @@ def pretrain(words: Sequence[str]) -> int:
     quiet()
     from llm.train.loop import say, train
 
-    world.connect()
+    connected = world.connect()
     try:
         if world.first:
             folder.write(config, manifest)
         world.barrier()
         parameters = model_cost(config.model, config.data.sequence_length).parameters
-        say(world, f"{folder.path}: {parameters:,} parameters, ZeRO {config.parallel.zero}, {world.size} rank(s) on {world.device.type}", why)
+        say(
+            world,
+            f"{folder.path}: {parameters:,} parameters, ZeRO {config.parallel.zero}, {world.size} rank(s) on {world.device.type}",
+            why,
+        )
         step = train(config, folder, world, manifest)
         say(world, f"{folder.path}: step {step} of {config.train.steps}; loss curve in {folder.report / 'loss.png'}")
         return step
     finally:
-        world.close()
+        if connected:
+            world.close()
 
 
 def plan(words: Sequence[str]) -> tuple[RunConfig, RunFolder]:
@@ -69,3 +75,5 @@ def plan(words: Sequence[str]) -> tuple[RunConfig, RunFolder]:
 def quiet() -> None:
     """DeepSpeed's own reports only when something is wrong."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # it calls collectives by their old names, at every step
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)

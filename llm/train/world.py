@@ -32,16 +32,21 @@ class World:
         """Whether this rank speaks and writes for all."""
         return self.rank == 0
 
-    def connect(self, minutes: float = 30) -> None:
-        """Start the process group: NCCL on CUDA, gloo otherwise. deepspeed is imported here, because importing it takes seconds."""
+    def connect(self, minutes: float = 30) -> bool:
+        """Start the process group, NCCL on CUDA and gloo otherwise; False when there is one already.
+
+        deepspeed is imported here, because importing it takes seconds.
+        """
         import deepspeed
         from deepspeed import init_distributed
 
         # Its shared-memory op serves inference only. Left on, it is compiled at the first start (a minute, needs g++), and a start
         # that is killed meanwhile leaves a lock on which all later ones wait for ever.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        own = not dist.is_initialized()
         backend = "nccl" if self.device.type == "cuda" else "gloo"
         init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timedelta(minutes=minutes), verbose=False)
+        return own
 
     def close(self) -> None:
         if dist.is_initialized():
