@@ -5,7 +5,6 @@ field is `Any` and the caller passes a table: path pattern -> kind -> dataclass,
 the table knows a kind `none`, the field may be left out.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -98,6 +97,9 @@ def _merge(below: dict, above: dict) -> dict:
     merged = dict(below)
     for key, new in above.items():
         old = merged.get(key)
+        if isinstance(old, str) and isinstance(new, dict):
+            # `mixer: retention` is short for `mixer: {kind: retention}`
+            old = {"kind": old}
         if isinstance(old, dict) and isinstance(new, dict) and new.get("kind", old.get("kind")) == old.get("kind"):
             new = _merge(old, new)
         merged[key] = new
@@ -110,8 +112,8 @@ def _matches(node: Any, pattern: list[str], path: str) -> list[tuple[DictConfig,
         return []
     head, *rest = pattern
     found: list[tuple[DictConfig, str, str]] = []
-    for key in list(node.keys()) if head == "*" else [head] if head in node or not rest else []:
-        here = f"{path}.{key}" if path else str(key)
+    for key in map(str, node) if head == "*" else [head] if head in node or not rest else []:
+        here = f"{path}.{key}" if path else key
         found += _matches(node[key], rest, here) if rest else [(node, key, here)]
     return found
 
@@ -133,5 +135,4 @@ def _sentence(error: OmegaConfBaseException, prefix: str = "") -> str:
     """One line from OmegaConf's several, with the full path of the key in front."""
     key = ".".join(part for part in (prefix, str(error.full_key or "")) if part)
     law = str(error).splitlines()[0]
-    missing = re.search(r"Missing mandatory value", law)
-    return f"{key} is not set; it has no default" if missing else f"{key}: {law}"
+    return f"{key} is not set; it has no default" if "missing mandatory value" in law.lower() else f"{key}: {law}"

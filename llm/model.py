@@ -1,7 +1,7 @@
 """The decoder: embedding -> braided blocks -> norm -> head, with state in and state out."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from omegaconf import MISSING
@@ -137,7 +137,8 @@ class Decoder(nn.Module):
     def state_spec(self) -> dict[str, StateSpec]:
         specs = {"position": POSITION}
         for i, block in enumerate(self.blocks):
-            specs |= place(block.mixer.state_spec(), f"layers.{i}")  # type: ignore[arg-type, operator]
+            mixer = cast(Block, block).mixer
+            specs |= {f"layers.{i}.{key}": spec for key, spec in mixer.state_spec().items()}
         return specs
 
     def init_state(self, batch: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> State:

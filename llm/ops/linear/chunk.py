@@ -6,7 +6,8 @@ Inside a chunk the recurrence is a masked product (b is the log decay summed sin
 
 and all chunks are batched into one product; between chunks only S, K x V per head, is handed on (SSD, arXiv:2405.21060 sec. 6;
 GLA, arXiv:2312.06635 sec. 4). With one decay per head the backward pass is written by hand: it keeps the streams and the
-chunks' incoming states and recomputes scores and decays; the gate's gradient is a reverse sum of q.dq - k.dk (GLA, app. C).
+chunks' incoming states and recomputes scores and decays. A gate's gradient is summed over the paths that cross its token, chunk by
+chunk, where GLA's app. C takes one reverse sum of q.dq - k.dk over the whole sequence, which cancels badly in bfloat16.
 
 Sums restart at documents' starts: they are products with a 0/1 matrix, so that no rounding of an earlier document's decay is
 ever added and subtracted again.
@@ -120,13 +121,13 @@ class _PerHead(torch.autograd.Function):
         updates = (kc * decay.to_end[..., None]).to(v.dtype).transpose(-1, -2) @ vc
         incoming, final = _handed_on(state, decay.through, updates)
         y = scores.to(v.dtype) @ vc + (qc * decay.from_start[..., None]).to(v.dtype) @ incoming.to(v.dtype)
-        ctx.save_for_backward(q, k, v, log_decay, incoming, final, starts)
+        ctx.save_for_backward(q, k, v, log_decay, incoming, starts)
         ctx.scale = scale
         return _joined(y, T).to(v.dtype), final
 
     @staticmethod
     def backward(ctx: Any, dy, dfinal):
-        q, k, v, log_decay, incoming, final, starts = ctx.saved_tensors
+        q, k, v, log_decay, incoming, starts = ctx.saved_tensors
         T, N = q.shape[1], incoming.shape[2]
         reach = _reach(starts, N, incoming.dtype, incoming.device)
         decay = _decays(log_decay, reach, N)
@@ -136,18 +137,37 @@ class _PerHead(torch.autograd.Function):
         dupdates = (qc * from_start).transpose(-1, -2) @ dyc
         doutgoing, dstate = _handed_back(dfinal, decay.through, dupdates)
         before, after = incoming.to(v.dtype), doutgoing.to(v.dtype)
-        dscores = ((dyc @ vc.transpose(-1, -2)) * decay.pairs).to(v.dtype)
-        scores = ((qc @ kc.transpose(-1, -2)) * decay.pairs).to(v.dtype)
-        dq = dscores @ kc + from_start * (dyc @ before.transpose(-1, -2))
-        dk = dscores.transpose(-1, -2) @ qc + to_end * (vc @ after.transpose(-1, -2))
+        dproducts, products = dyc @ vc.transpose(-1, -2), qc @ kc.transpose(-1, -2)
+        dscores, scores = ((x * decay.pairs).to(v.dtype) for x in (dproducts, products))
+        dq_before = from_start * (dyc @ before.transpose(-1, -2))
+        dk_after = to_end * (vc @ after.transpose(-1, -2))
+        dq = dscores @ kc + dq_before
+        dk = dscores.transpose(-1, -2) @ qc + dk_after
         dv = scores.transpose(-1, -2) @ dyc + to_end * (kc @ after)
 
         dlog_decay = None
         if ctx.needs_input_grad[3]:
-            net = (qc.to(final.dtype) * dq - kc.to(final.dtype) * dk).sum(-1)
-            net[..., -1, -1] += (final * dfinal).sum((-1, -2))
-            dlog_decay = _joined(_sum_of_later(net, reach), T).sum_to_size(log_decay.shape)
+            crossing = dproducts * (products * decay.pairs)
+            read = (qc.to(dstate.dtype) * dq_before).sum(-1)
+            written = (kc.to(dstate.dtype) * dk_after).sum(-1)
+            through = decay.through * (incoming * doutgoing).sum((-1, -2))
+            dlog_decay = _joined(_gradient_of_decays(crossing, read, written, through, reach), T).sum_to_size(log_decay.shape)
         return _joined(dq, T) * ctx.scale, _joined(dk, T), _joined(dv, T), dlog_decay, dstate, None, None
+
+
+def _gradient_of_decays(crossing: Tensor, read: Tensor, written: Tensor, through: Tensor, reach: _Reach) -> Tensor:
+    """`[B, H, N, C]`: each token's log decay scales every path that crosses it, and gets the sum of their gradients.
+
+    Args:
+        crossing: `[B, H, N, C, C]`, of the paths from s to t. read: `[B, H, N, C]`, from the incoming state to t.
+        written: from s to the outgoing state. through: `[B, H, N]`, from state to state.
+    """
+    pairs = reach.pairs.expand(-1, read.shape[1], read.shape[2], -1, -1)
+    ending = crossing.sum(-1) - crossing.sum(-2) + read
+    later = torch.einsum("bhnts,bhnt->bhns", pairs, ending)
+    earlier = torch.einsum("bhnts,bhns->bhnt", pairs.tril(-1), written * reach.to_end)
+    total = later + earlier + (reach.from_start * reach.through[..., None]) * through[..., None]
+    return total if reach.starts is None else total.where(~reach.starts, 0)
 
 
 def _handed_on(state: Tensor, through: Tensor, updates: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,19 +186,6 @@ def _handed_back(dstate: Tensor, through: Tensor, dupdates: Tensor) -> tuple[Ten
         doutgoing.append(dstate)
         dstate = through[:, :, n, None, None] * dstate + dupdates[:, :, n]
     return torch.stack(doutgoing[::-1], 2), dstate
-
-
-def _sum_of_later(net: Tensor, reach: _Reach) -> Tensor:
-    """At each token of `[B, H, N, C]` the sum over itself and the later tokens of its document; 0 at starts."""
-    total = torch.einsum("bhnts,bhnt->bhns", reach.pairs.expand(-1, net.shape[1], net.shape[2], -1, -1), net)
-    heads = (net * reach.from_start).sum(-1)
-    later = torch.zeros_like(heads[:, :, 0])
-    tails = []
-    for n in reversed(range(net.shape[2])):
-        tails.append(later)
-        later = heads[:, :, n] + (reach.through[:, :, n] if reach.starts is not None else 1) * later
-    total = total + reach.to_end * torch.stack(tails[::-1], 2)[..., None]
-    return total if reach.starts is None else total.where(~reach.starts, 0)
 
 
 def _per_channel(q, k, v, log_decay, state, starts, scale) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,112 @@
+"""The gated linear recurrence: the chunked form is the definition, in values and every gradient."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from llm.ops.linear import chunk, naive
+
+B, H, K, V = 2, 3, 6, 5
+DECAYS = {"fixed": (H,), "per head": (B, -1, H), "per channel": (B, -1, H, K)}
+
+
+def starts(tokens: int) -> Tensor:
+    at = torch.zeros(B, tokens, dtype=torch.bool)
+    for row, positions in enumerate(([0, 1, 63, 64, 65, 150], [5, 127, 128, 191])):
+        at[row, [t for t in positions if t < tokens]] = True
+    return at
+
+
+def streams(tokens: int, decay: str, dtype: torch.dtype, strength: float = 1.0) -> list[Tensor]:
+    torch.manual_seed(tokens)
+    shape = [tokens if n == -1 else n for n in DECAYS[decay]]
+    log_decay = -strength * torch.rand(shape, dtype=torch.float64)
+    sizes = ((B, tokens, H, K), (B, tokens, H, K), (B, tokens, H, V), (B, H, K, V))
+    q, k, v, state = (torch.randn(size, dtype=torch.float64) for size in sizes)
+    return [x.to(dtype) for x in (q, k, v)] + [
+        log_decay.float() if dtype == torch.bfloat16 else log_decay.to(dtype),
+        state.to(dtype),
+    ]
+
+
+def values_and_gradients(op, inputs: list[Tensor], at: Tensor | None) -> list[Tensor]:
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    y, final = op(*leaves, at, scale=0.4)
+    generator = torch.Generator().manual_seed(3)
+    weights = [torch.randn(x.shape, generator=generator, dtype=torch.float64) for x in (y, final)]
+    loss = sum((x.double() * w).sum() for x, w in zip((y, final), weights, strict=True))
+    return [y, final, *torch.autograd.grad(loss, leaves)]
+
+
+def error(a: Tensor, b: Tensor) -> float:
+    """Relative Frobenius norm of the difference."""
+    return ((a.detach().double() - b.detach().double()).norm() / b.detach().double().norm().clamp(min=1e-30)).item()
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("tokens", [1, 2, 63, 64, 65, 200])
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_chunked_form_is_the_definition(decay, tokens, documents, dtype, bound):
+    inputs = streams(tokens, decay, dtype)
+    at = starts(tokens) if documents else None
+    exact = values_and_gradients(naive.linear, [x.double() for x in inputs], at)
+    for got, want in zip(values_and_gradients(chunk.linear, inputs, at), exact, strict=True):
+        assert error(got, want) <= bound
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+def test_bfloat16_streams_keep_a_float32_state(decay):
+    inputs = streams(130, decay, torch.bfloat16)
+    at = starts(130)
+    exact = values_and_gradients(naive.linear, [x.double() for x in inputs], at)
+    got = values_and_gradients(chunk.linear, inputs, at)
+    assert got[0].dtype == torch.bfloat16
+    assert got[1].dtype == torch.float32
+    for a, b in zip(got, exact, strict=True):
+        assert error(a, b) <= 1e-2
+
+
+@pytest.mark.parametrize("decay", ["per head", "per channel"])
+def test_strong_decays_neither_overflow_nor_underflow_to_nan(decay):
+    """The bound is what float32 can hold of a sum of 64 such decays, relative to the one term that matters."""
+    strength = 200.0
+    inputs = streams(200, decay, torch.float32, strength)
+    exact = values_and_gradients(naive.linear, [x.double() for x in inputs], starts(200))
+    got = values_and_gradients(chunk.linear, inputs, starts(200))
+    for a, b in zip(got[:2], exact[:2], strict=True):
+        assert torch.isfinite(a).all()
+        assert error(a, b) <= torch.finfo(torch.float32).eps * chunk.CHUNK * strength
+    assert all(torch.isfinite(gradient).all() for gradient in got[2:])
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+def test_gradcheck(decay):
+    inputs = [x.requires_grad_() for x in streams(67, decay, torch.float64)]
+    at = starts(67)
+    assert torch.autograd.gradcheck(lambda *x: chunk.linear(*x, at), inputs, fast_mode=True)
+
+
+def test_retention_is_its_parallel_form():
+    """RetNet eq. 5: (Q K^T * D) V with D_nm = gamma^(n-m), an oracle without a recurrence."""
+    q, k, v, _, _ = streams(100, "fixed", torch.float64)
+    gamma = torch.tensor([0.9, 0.97, 0.99], dtype=torch.float64)
+    n = torch.arange(100)
+    D_HTT = (gamma[:, None, None] ** (n[:, None] - n).clamp(min=0)) * (n[:, None] >= n)
+    parallel = torch.einsum("bthk,bshk,hts,bshv->bthv", q, k, D_HTT, v)
+    y, _ = chunk.linear(q, k, v, gamma.log(), torch.zeros(B, H, K, V, dtype=torch.float64))
+    assert error(y, parallel) <= 1e-12
+
+
+def test_cost_is_linear_in_tokens():
+    """Matrix-product FLOPs of twice the chunks are twice as many."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counted = []
+    for tokens in (128, 256):
+        inputs = [x.requires_grad_() for x in streams(tokens, "per head", torch.float32)]
+        with FlopCounterMode(display=False) as counter:
+            y, _ = chunk.linear(*inputs, None)
+            y.sum().backward()
+        counted.append(counter.get_total_flops())
+    assert counted[1] == 2 * counted[0]

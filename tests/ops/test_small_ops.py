@@ -1,0 +1,96 @@
+"""Convolution, cross-entropy, rotary positions and norms against independent forms; and ops under autocast."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from llm.ops import dispatch
+from llm.ops.conv import chunk as conv_chunk
+from llm.ops.conv import naive as conv_naive
+from llm.ops.cross_entropy import IGNORED, SLICE, cross_entropy
+from llm.ops.norm import head_norm, rms_norm
+from llm.ops.rotary import rotary
+
+
+@pytest.mark.parametrize("taps", [1, 2, 4])
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("tokens", [1, 2, 30])
+def test_convolution_in_one_go_is_the_definition(taps, documents, bias, tokens):
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, tokens, 3), torch.randn(3, taps), torch.randn(3), torch.randn(2, taps - 1, 3)]
+    at = torch.rand(2, tokens) < 0.3 if documents else None
+    results = []
+    for op in (conv_naive.conv, conv_chunk.conv):
+        x, weight, b, tail = (t.double().requires_grad_() for t in inputs)
+        y, final = op(x, weight, b if bias else None, tail, at)
+        loss = (y * torch.arange(y.numel()).view_as(y)).sum() + (final * torch.arange(final.numel()).view_as(final)).sum()
+        results.append([y, final, *torch.autograd.grad(loss, [x, weight, tail, *([b] if bias else [])])])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-11)
+
+
+def test_convolution_is_a_padded_conv1d():
+    x, weight = torch.randn(2, 20, 3), torch.randn(3, 4)
+    want = F.conv1d(F.pad(x.transpose(1, 2), (3, 0)), weight[:, None], groups=3).transpose(1, 2)
+    got, _ = conv_naive.conv(x, weight, None, torch.zeros(2, 3, 3))
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("tokens", [1, SLICE, 2 * SLICE + 5])
+def test_cross_entropy_in_slices_is_the_plain_one(tokens):
+    torch.manual_seed(0)
+    hidden = torch.randn(tokens, 16, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(50, 16, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(50, (tokens,))
+    labels[1::7] = IGNORED
+    want = F.cross_entropy(hidden @ weight.T, labels, reduction="sum", ignore_index=IGNORED)
+    got = cross_entropy(hidden, weight, labels)
+    torch.testing.assert_close(got, want)
+    with torch.no_grad():
+        torch.testing.assert_close(cross_entropy(hidden, weight, labels), want)
+    for a, b in zip(torch.autograd.grad(3 * got, [hidden, weight]), torch.autograd.grad(3 * want, [hidden, weight]), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_rotary_scores_depend_on_distance_alone():
+    torch.manual_seed(0)
+    q, k = torch.randn(1, 1, 1, 8, dtype=torch.float64), torch.randn(1, 1, 1, 8, dtype=torch.float64)
+
+    def score(n: int, m: int) -> float:
+        return (rotary(q, torch.tensor([[n]]), 1e4) * rotary(k, torch.tensor([[m]]), 1e4)).sum().item()
+
+    assert score(7, 3) == pytest.approx(score(104, 100), rel=1e-10)
+    assert score(7, 3) != pytest.approx(score(8, 3), rel=1e-3)
+
+
+def test_rotary_is_that_of_llama():
+    from transformers.models.llama.configuration_llama import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+
+    x, position = torch.randn(2, 9, 3, 8), torch.arange(9).expand(2, 9)
+    config = LlamaConfig(hidden_size=24, num_attention_heads=3, head_dim=8, rope_theta=10000.0)
+    cos, sin = LlamaRotaryEmbedding(config)(x, position)
+    want, _ = apply_rotary_pos_emb(x.transpose(1, 2), x.transpose(1, 2), cos, sin)
+    torch.testing.assert_close(rotary(x, position, 10000.0), want.transpose(1, 2), rtol=1e-5, atol=1e-6)
+
+
+def test_norms():
+    x = torch.randn(2, 3, 4, 8)
+    torch.testing.assert_close(rms_norm(x, torch.ones(8), 1e-6), x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt())
+    weight, bias = torch.randn(4, 8), torch.randn(4, 8)
+    grouped = F.group_norm(x.flatten(0, 1).flatten(1), 4, weight.flatten(), bias.flatten(), eps=1e-6).view_as(x)
+    torch.testing.assert_close(head_norm(x, weight, bias, 1e-6), grouped, rtol=1e-5, atol=1e-5)
+
+
+def test_ops_are_not_autocast():
+    """Float32 streams stay float32 inside an autocast region, to the bit."""
+    q, k, v = torch.randn(1, 70, 2, 4), torch.randn(1, 70, 2, 4), torch.randn(1, 70, 2, 4)
+    streams = (q, k, v, torch.tensor([-0.1, -0.2]), torch.zeros(1, 2, 4, 4), None)
+    want = dispatch.run("linear", 70, *streams)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = dispatch.run("linear", 70, *streams)
+        assert (q[0, :, 0] @ k[0, :, 0].T).dtype == torch.bfloat16
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == torch.float32
+        assert torch.equal(a, b)
