@@ -29,12 +29,15 @@ CONFIG = "configs/exp/demo.yaml"
 MARGIN = 0.02
 SAMPLE = """
 import sys
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers.utils import logging
+logging.disable_progress_bar()
+set_seed(0)
 folder = sys.argv[1]
 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 tokens = tokenizer("<|endoftext|>def ", return_tensors="pt", split_special_tokens=False)
-print(tokenizer.decode(model.generate(**tokens, max_new_tokens=120, do_sample=False)[0], skip_special_tokens=True))
+print(tokenizer.decode(model.generate(**tokens, max_new_tokens=120, do_sample=True, top_p=0.9)[0], skip_special_tokens=True))
 """
 
 
@@ -57,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     if sys.argv[1:] if argv is None else argv:
         print(__doc__)
         return 0
-    console, started = Console(highlight=False), time.perf_counter()
+    console, started = Console(highlight=False, soft_wrap=True), time.perf_counter()
     try:
         words = [CONFIG, *_fewer_steps()]
         config = load_config(words)
@@ -86,21 +89,32 @@ def _steps(words: list[str], config: RunConfig) -> list[Step]:
     python, run = sys.executable, RunFolder.of(config)
     trained = run.checkpoints / f"step-{config.train.steps}" / "files.json"
     exported = _exported(config)
-    deepspeed = [str(Path(python).parent / "deepspeed"), "--num_accelerators", str(_ranks(config)), "launch/pretrain.py", *words]
-    evaluate = [python, "eval/run.py", "--run", str(run.path)]
+    deepspeed = [
+        str(Path(python).parent / "deepspeed"),
+        "--num_accelerators",
+        str(_ranks(config)),
+        _script("launch/pretrain.py"),
+        *words,
+    ]
+    evaluate = [python, _script("eval/run.py"), "--run", str(run.path)]
     return [
-        Step("prepare the standard library's sources", [python, "data_prep/run.py", "prepare", DATA]),
+        Step("prepare the standard library's sources", [python, _script("data_prep/run.py"), "prepare", DATA]),
         Step("train", deepspeed, trained, trained),
         Step("held-out perplexity", [*evaluate, "perplexity"], run.report / "eval-perplexity.json", trained),
         Step("the bigram baseline", [*evaluate, "bigram"], run.report / "eval-bigram.json", trained),
         Step(
             "export to Hugging Face format",
-            [python, "launch/export_hf.py", str(run.path), str(exported), "--replace"],
+            [python, _script("launch/export_hf.py"), str(run.path), str(exported), "--replace"],
             exported / "training_metadata.json",
             trained,
         ),
         Step("reload in transformers and generate", [python, "-c", SAMPLE, str(exported)]),
     ]
+
+
+def _script(name: str) -> str:
+    """Of the checkout or the installed package, whatever the working folder is."""
+    return os.path.relpath(ROOT / name)
 
 
 def _exported(config: RunConfig) -> Path:
