@@ -8,11 +8,15 @@
 | norm | 1 | no | yes |
 | bias | 0 | no | yes |
 | conv | U(-1, 1) / sqrt(taps) | no | no |
+| skip | 1 | no | yes |
+| step bias | softplus^-1 of a step drawn log-uniformly from 0.001 to 0.1 (Mamba) | no | yes |
+| log rate per head | log U(1, 16) (Mamba-2) | no | yes |
 
 A parameter starts from a generator of its own, seeded by (seed, name): values depend on neither order, device nor ranks.
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,6 +47,16 @@ def _conv(p: Tensor, generator: Generator, depth: int) -> Tensor:
     return (torch.rand(p.shape, generator=generator) * 2 - 1) * p.shape[-1] ** -0.5
 
 
+def _step_bias(p: Tensor, generator: Generator, depth: int) -> Tensor:
+    low, high = math.log(1e-3), math.log(1e-1)
+    step = (torch.rand(p.shape, generator=generator) * (high - low) + low).exp()
+    return step + torch.log(-torch.expm1(-step))
+
+
+def _log_rate_per_head(p: Tensor, generator: Generator, depth: int) -> Tensor:
+    return (torch.rand(p.shape, generator=generator) * 15 + 1).log()
+
+
 @dataclass(frozen=True)
 class Role:
     start: Start
@@ -57,6 +71,9 @@ ROLES: dict[str, Role] = {
     "norm": Role(_constant(1.0), weight_decay=False, float32=True),
     "bias": Role(_constant(0.0), weight_decay=False, float32=True),
     "conv": Role(_conv, weight_decay=False, float32=False),
+    "skip": Role(_constant(1.0), weight_decay=False, float32=True),
+    "step bias": Role(_step_bias, weight_decay=False, float32=True),
+    "log rate per head": Role(_log_rate_per_head, weight_decay=False, float32=True),
 }
 
 # What a name gives away; anything else is named in the `roles` of the module that owns it.

@@ -1,10 +1,12 @@
 """The table of mixers: `kind` -> (config, module). A new mixer is one file and one line here."""
 
 from llm.mixers.attention import Attention, AttentionConfig
+from llm.mixers.mamba2 import Mamba2, Mamba2Config
 from llm.mixers.mixer import Mixer
 from llm.mixers.retention import Retention, RetentionConfig
 
 MIXERS: dict[str, tuple[type, type[Mixer]]] = {
     "attention": (AttentionConfig, Attention),
+    "mamba2": (Mamba2Config, Mamba2),
     "retention": (RetentionConfig, Retention),
 }
