@@ -35,7 +35,8 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
         RankFailed: with the traceback of the first rank that failed.
     """
     context = multiprocessing.get_context("spawn")
-    port, processes, results = free_port(), [], {}
+    port, processes = free_port(), []
+    results: dict[int, Any] = {}
     for rank in range(world_size):
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(target=_rank, args=(sender, function, rank, world_size, port, connect, args), daemon=True)

@@ -49,7 +49,8 @@ def save_checkpoint(engine: Any, run: RunFolder, config: RunConfig, world: World
             raise
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
-            f"checkpoint {final} cannot be written ({error}); earlier ones are untouched: make room, then resume with `pretrain.py {run.path}`"
+            f"checkpoint {final} cannot be written ({error}); earlier ones are untouched: "
+            f"make room, then resume with `pretrain.py {run.path}`"
         ) from error
     return final
 
@@ -88,8 +89,9 @@ def load_checkpoint(engine: Any, checkpoint: Path, config: RunConfig, world: Wor
     progress = json.loads((checkpoint / files.PROGRESS).read_text())
     if progress["ranks"] != world.size and config.parallel.zero:
         raise CheckpointError(
-            f"{checkpoint} was saved by {progress['ranks']} ranks and this start has {world.size}; ZeRO {config.parallel.zero} splits the "
-            f"optimizer's states by rank: resume with {progress['ranks']} ranks (deepspeed --num_accelerators {progress['ranks']} ...)"
+            f"{checkpoint} was saved by {progress['ranks']} ranks and this start has {world.size}; "
+            f"ZeRO {config.parallel.zero} splits the optimizer's states by rank: resume with {progress['ranks']} ranks "
+            f"(deepspeed --num_accelerators {progress['ranks']} ...)"
         )
     loaded, _ = engine.load_checkpoint(str(checkpoint), tag=ENGINE)
     if loaded is None:

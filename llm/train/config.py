@@ -40,7 +40,7 @@ class TrainConfig:
     batch: sequences per optimizer step, over all ranks. micro_batch: sequences a rank runs at once; null: its whole share.
     clip: largest global gradient norm; null: no clipping. precision: `auto` is bf16 where the device computes in it, else fp32.
     log_every, validate_every, checkpoint_every: steps; 0 validates or saves at the end only. keep_last: checkpoints kept.
-    validation_sequences: at most so many of the held-out split; null: all. peak_flops: of one rank's device, in FLOP/s; null: measured.
+    validation_sequences: at most so many of the held-out split; null: all. peak_flops: FLOP/s of one rank's device; null: measured.
     """
 
     steps: int = MISSING
@@ -130,7 +130,8 @@ def check(config: RunConfig, world_size: int, manifest: Manifest) -> None:
     _check_batch(config.train, world_size)
     if config.train.precision == "bf16" and config.parallel.zero == 0:
         raise ConfigError(
-            "train.precision (bf16) needs float32 master weights, which ZeRO stage 0 does not keep; set parallel.zero=1, or train.precision=fp32"
+            "train.precision (bf16) needs float32 master weights, which ZeRO stage 0 does not keep; "
+            "set parallel.zero=1, or train.precision=fp32"
         )
     if config.data.sequence_length < 1:
         raise ConfigError(f"data.sequence_length ({config.data.sequence_length}) must be at least 1")
@@ -149,6 +150,6 @@ def _check_batch(train: TrainConfig, world_size: int) -> None:
         micro = [m for m in range(1, train.batch // world_size + 1) if train.batch % (world_size * m) == 0]
         instead = f", or train.micro_batch={micro[-1]}" if micro and train.micro_batch else ""
         raise ConfigError(
-            f"train.batch ({train.batch}) must be a multiple of ranks ({world_size}) x train.micro_batch ({train.micro_batch or 1}); "
-            f"use train.batch={' or '.join(map(str, near))}{instead}"
+            f"train.batch ({train.batch}) must be a multiple of ranks ({world_size}) x "
+            f"train.micro_batch ({train.micro_batch or 1}); use train.batch={' or '.join(map(str, near))}{instead}"
         )

@@ -86,5 +86,5 @@ class LossOnly(nn.Module):
         super().__init__()
         self.decoder = decoder
 
-    def forward(self, tokens_BT, labels_BT, docs):  # type: ignore[no-untyped-def]
+    def forward(self, tokens_BT, labels_BT, docs):
         return self.decoder(tokens_BT, None, docs, labels_BT).loss_sum

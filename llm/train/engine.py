@@ -15,7 +15,7 @@ from llm.train.world import World
 
 
 class StepResult(NamedTuple):
-    """loss_sum: nats of this rank's tokens. scored: labels of all ranks. grad_norm: global, before clipping. stops: ranks asked to stop."""
+    """loss_sum: nats of this rank. scored: labels of all ranks. grad_norm: global, unclipped. stops: ranks told to stop."""
 
     loss_sum: Tensor
     scored: Tensor

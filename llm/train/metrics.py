@@ -63,7 +63,7 @@ class Meter:
 
 
 class Writer:
-    """Where records go, on the first rank. Records of steps after `step`, of a start that ended before its next checkpoint, are dropped."""
+    """Where records go, on the first rank. Those of steps after `step`, left by a start that was killed, are dropped."""
 
     def __init__(self, folder: RunFolder, steps: int, step: int, tensorboard: bool):
         records = [record for record in read_metrics(folder) if record["step"] <= step]

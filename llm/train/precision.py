@@ -1,6 +1,7 @@
 """The precision of a run: chosen once from the device, then written into the config, so that it can be said, saved and resumed."""
 
 from dataclasses import replace
+from typing import Literal
 
 import torch
 
@@ -14,6 +15,7 @@ AUTOCAST_STAGE = 3
 def resolved(config: RunConfig, device: torch.device) -> tuple[RunConfig, str]:
     """The config with `precision` decided, and the sentence that says why."""
     precision = config.train.precision
+    choice: Literal["fp32", "bf16"]
     if precision != "auto":
         return config, f"precision {precision}: set by train.precision"
     if not computes_in_bf16(device):

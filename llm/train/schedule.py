@@ -29,12 +29,12 @@ class ScheduleConfig:
             raise ConfigError(f"{where}.cooldown ({self.cooldown}) is a share of all steps; use a number between 0 and 1")
         if self.kind == "wsd" and self.warmup + round(self.cooldown * steps) > steps:
             raise ConfigError(
-                f"{where}: warmup ({self.warmup} steps) and cooldown ({self.cooldown} of {steps} steps) overlap; shorten one of them"
+                f"{where}: warmup ({self.warmup} steps) and cooldown ({self.cooldown} of {steps} steps) overlap; shorten one"
             )
 
 
 def learning_rate(schedule: ScheduleConfig, peak: float, step: int, steps: int) -> float:
-    """The rate of step `step`, counted 1 .. `steps`. Step `warmup` has the peak's; a step after the last would have the final one."""
+    """The rate of step `step`, counted 1 .. `steps`. Step `warmup` has the peak; one after the last would have the final rate."""
     if step < schedule.warmup:
         return peak * step / schedule.warmup
     left = steps + 1 - step

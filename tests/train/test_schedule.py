@@ -1,6 +1,7 @@
 """The learning rate as a function of the step."""
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -24,8 +25,8 @@ def test_it_rises_to_the_peak_and_never_rises_again(schedule: ScheduleConfig, st
     rates = [learning_rate(schedule, peak, step, steps) for step in range(1, steps + 1)]
     top = max(schedule.warmup, 1) - 1
     assert rates[top] == pytest.approx(peak)
-    assert all(a <= b + 1e-12 for a, b in zip(rates[:top], rates[1 : top + 1], strict=True))
-    assert all(a >= b - 1e-12 for a, b in zip(rates[top:], rates[top + 1 :], strict=False))
+    assert all(a <= b + 1e-12 for a, b in pairwise(rates[: top + 1]))
+    assert all(a >= b - 1e-12 for a, b in pairwise(rates[top:]))
     assert min(rates) > 0
     assert rates[-1] >= schedule.final_ratio * peak - 1e-12
 

@@ -139,8 +139,7 @@ def test_shipped_configs_load(manifest: Manifest) -> None:
         check(config, 2, manifest)
     for kind in ("wsd", "cosine"):
         assert (
-            load_config(["base.yaml", f"train/{kind}.yaml"] + ["train.steps=1", "train.batch=1"] + NAMED).train.schedule.kind
-            == kind
+            load_config(["base.yaml", f"train/{kind}.yaml", "train.steps=1", "train.batch=1", *NAMED]).train.schedule.kind == kind
         )
 
 
