@@ -39,13 +39,13 @@ def recurrence_ignores_documents() -> AbstractContextManager:
 
 
 def state_is_kept_at_a_start() -> AbstractContextManager:
-    right = linear_chunk._reach
+    right = linear_chunk.reach_of
 
     def wrong(*args: Any) -> Any:
         reach = right(*args)
         return reach._replace(from_start=torch.ones_like(reach.from_start), through=torch.ones_like(reach.through))
 
-    return patch.object(linear_chunk, "_reach", wrong)
+    return patch.object(linear_chunk, "reach_of", wrong)
 
 
 def state_is_kept_at_a_start_of_a_step() -> AbstractContextManager:
@@ -84,14 +84,14 @@ def gradient_of_the_state_is_dropped() -> AbstractContextManager:
 
 
 def scores_see_one_token_ahead() -> AbstractContextManager:
-    right = linear_chunk._reach
+    right = linear_chunk.reach_of
 
     def wrong(*args: Any) -> Any:
         reach = right(*args)
         ahead = F.pad(torch.ones_like(reach.pairs[..., :-1, 0]).diag_embed(1), (0, 0, 0, 0))
         return reach._replace(pairs=reach.pairs + ahead[..., : reach.pairs.shape[-2], :])
 
-    return patch.object(linear_chunk, "_reach", wrong)
+    return patch.object(linear_chunk, "reach_of", wrong)
 
 
 def cache_of_an_ended_document_stays_valid() -> AbstractContextManager:

@@ -46,7 +46,7 @@ def linear(
         return _per_channel(q_BTHK, k_BTHK, v_BTHV, log_decay, state, starts_BT, scale)
     if log_decay.ndim == 1:
         log_decay = log_decay.expand(1, q_BTHK.shape[1], -1)
-    return _PerHead.apply(q_BTHK, k_BTHK, v_BTHV, log_decay, state, starts_BT, scale)
+    return PerHead.apply(q_BTHK, k_BTHK, v_BTHV, log_decay, state, starts_BT, scale, None, None)
 
 
 class _Reach(NamedTuple):
@@ -59,18 +59,18 @@ class _Reach(NamedTuple):
     starts: Tensor | None  # bool [..., C]
 
 
-def _reach(starts_BT: Tensor | None, chunks: int, dtype: torch.dtype, device: torch.device) -> _Reach:
+def reach_of(starts_BT: Tensor | None, chunks: int, dtype: torch.dtype, device: torch.device) -> _Reach:
     lower = torch.ones(CHUNK, CHUNK, dtype=dtype, device=device).tril()
     if starts_BT is None:
         one = lower.new_ones(1, 1, 1)
         return _Reach(lower[None, None, None], one[..., None], one[..., None], one, None)
-    starts = _chunked(starts_BT[..., None], chunks)
+    starts = chunked(starts_BT[..., None], chunks)
     ids = starts.to(torch.int32).cumsum(-1)
     pairs = (ids[..., :, None] == ids[..., None, :]) * lower
     return _Reach(pairs, (ids == 0).to(dtype), (ids == ids[..., -1:]).to(dtype), (ids[..., -1] == 0).to(dtype), starts)
 
 
-def _chunked(x_BTHx: Tensor, chunks: int) -> Tensor:
+def chunked(x_BTHx: Tensor, chunks: int) -> Tensor:
     """`[B, T, H, ...]` -> `[B, H, N, C, ...]`, padded with zeros: tokens that add nothing and decay nothing."""
     B, T, H = x_BTHx.shape[:3]
     padding = chunks * CHUNK - T
@@ -79,8 +79,8 @@ def _chunked(x_BTHx: Tensor, chunks: int) -> Tensor:
     return x_BTHx.reshape(B, chunks, CHUNK, H, *x_BTHx.shape[3:]).movedim(3, 1)
 
 
-def _joined(x_BHNCx: Tensor, T: int) -> Tensor:
-    """The inverse of `_chunked`."""
+def joined(x_BHNCx: Tensor, T: int) -> Tensor:
+    """The inverse of `chunked`."""
     B, H, N, C = x_BHNCx.shape[:4]
     return x_BHNCx.movedim(1, 3).reshape(B, N * C, H, *x_BHNCx.shape[4:])[:, :T]
 
@@ -94,44 +94,68 @@ class _Decays(NamedTuple):
     through: Tensor  # [B or 1, H, N]
 
 
-def _decays(log_decay: Tensor, reach: _Reach, chunks: int) -> _Decays:
-    """Decays between the tokens of each chunk, from `[B or 1, T, H]`."""
-    g = _chunked(log_decay, chunks)
+class Gauges(NamedTuple):
+    """The scale that exponential input gates are held in: what is stored is the true value times exp(-gauge). Not differentiated.
+
+    token: `[B, T, H]`, of each output. chunk: `[B, H, N + 1]`, of the state before each chunk, and of the final one.
+    """
+
+    token: Tensor
+    chunk: Tensor
+
+
+def sums(log_decay: Tensor, reach: _Reach, chunks: int) -> Tensor:
+    """`[B or 1, H, N, C]`: log decays summed since the chunk's or the document's start."""
+    g = chunked(log_decay, chunks)
     if reach.starts is None:
-        b = g.cumsum(-1)
+        return g.cumsum(-1)
+    return torch.einsum("bhnts,bhns->bhnt", reach.pairs.expand(-1, g.shape[1], -1, -1, -1), g.where(~reach.starts, 0))
+
+
+def _decays(log_decay: Tensor, log_input: Tensor | None, gauges: Gauges | None, reach: _Reach, chunks: int) -> _Decays:
+    """Decays between the tokens of each chunk, from `[B or 1, T, H]`, times input gates where there are any."""
+    b = sums(log_decay, reach, chunks)
+    end = b[..., -1:]
+    to, since, whole = b, b, end[..., 0]
+    if log_input is not None and gauges is not None:
+        before, after = gauges.chunk[..., :-1], gauges.chunk[..., 1:]
+        since = b - chunked(log_input, chunks)
+        to = b - chunked(gauges.token, chunks)
+        end, whole = end - after[..., None], whole + before - after
+        from_start = to + before[..., None]
     else:
-        b = torch.einsum("bhnts,bhns->bhnt", reach.pairs.expand(-1, g.shape[1], -1, -1, -1), g.where(~reach.starts, 0))
-    # Pairs out of reach may differ by a positive sum, whose exp could overflow: they are capped, then set to zero.
-    between = (b[..., :, None] - b[..., None, :]).clamp_(max=0).exp_() * reach.pairs
-    to_end = (b[..., -1:] - b).clamp_(max=0).exp_() * reach.to_end
-    return _Decays(between, b.exp() * reach.from_start, to_end, b[..., -1].exp() * reach.through)
+        from_start = b
+    # What is out of reach may be a positive sum, whose exp could overflow: it is capped, then set to zero.
+    between = (to[..., :, None] - since[..., None, :]).clamp_(max=0).exp_() * reach.pairs
+    to_end = (end - since).clamp_(max=0).exp_() * reach.to_end
+    return _Decays(between, from_start.clamp(max=0).exp() * reach.from_start, to_end, whole.clamp(max=0).exp() * reach.through)
 
 
-class _PerHead(torch.autograd.Function):
-    """One decay per head, with the backward pass of the module's docstring."""
+class PerHead(torch.autograd.Function):
+    """One decay per head, with the backward pass of the module's docstring; optionally an input gate, in given gauges."""
 
     @staticmethod
-    def forward(ctx: Any, q, k, v, log_decay, state, starts, scale):
+    def forward(ctx: Any, q, k, v, log_decay, state, starts, scale, log_input, gauges):
         T = q.shape[1]
         N = -(-T // CHUNK)
-        reach = _reach(starts, N, state.dtype, state.device)
-        decay = _decays(log_decay, reach, N)
-        qc, kc, vc = (_chunked(x, N) for x in (q * scale, k, v))
+        reach = reach_of(starts, N, state.dtype, state.device)
+        decay = _decays(log_decay, log_input, gauges, reach, N)
+        qc, kc, vc = (chunked(x, N) for x in (q * scale, k, v))
         scores = (qc @ kc.transpose(-1, -2)) * decay.pairs
         updates = (kc * decay.to_end[..., None]).to(v.dtype).transpose(-1, -2) @ vc
         incoming, final = _handed_on(state, decay.through, updates)
         y = scores.to(v.dtype) @ vc + (qc * decay.from_start[..., None]).to(v.dtype) @ incoming.to(v.dtype)
-        ctx.save_for_backward(q, k, v, log_decay, incoming, starts)
+        ctx.save_for_backward(q, k, v, log_decay, incoming, starts, log_input, *(gauges or ()))
         ctx.scale = scale
-        return _joined(y, T).to(v.dtype), final
+        return joined(y, T).to(v.dtype), final
 
     @staticmethod
     def backward(ctx: Any, dy, dfinal):
-        q, k, v, log_decay, incoming, starts = ctx.saved_tensors
+        q, k, v, log_decay, incoming, starts, log_input, *gauges = ctx.saved_tensors
         T, N = q.shape[1], incoming.shape[2]
-        reach = _reach(starts, N, incoming.dtype, incoming.device)
-        decay = _decays(log_decay, reach, N)
-        qc, kc, vc, dyc = (_chunked(x, N) for x in (q * ctx.scale, k, v, dy))
+        reach = reach_of(starts, N, incoming.dtype, incoming.device)
+        decay = _decays(log_decay, log_input, Gauges(*gauges) if gauges else None, reach, N)
+        qc, kc, vc, dyc = (chunked(x, N) for x in (q * ctx.scale, k, v, dy))
         from_start, to_end = (x[..., None].to(v.dtype) for x in (decay.from_start, decay.to_end))
 
         dupdates = (qc * from_start).transpose(-1, -2) @ dyc
@@ -145,14 +169,15 @@ class _PerHead(torch.autograd.Function):
         dk = dscores.transpose(-1, -2) @ qc + dk_after
         dv = scores.transpose(-1, -2) @ dyc + to_end * (kc @ after)
 
-        dlog_decay = None
-        if ctx.needs_input_grad[3]:
+        dlog_decay = dlog_input = None
+        if ctx.needs_input_grad[3] or ctx.needs_input_grad[7]:
             crossing = dproducts * (products * decay.pairs)
             read = (qc.to(dstate.dtype) * dq_before).sum(-1)
             written = (kc.to(dstate.dtype) * dk_after).sum(-1)
             through = decay.through * (incoming * doutgoing).sum((-1, -2))
-            dlog_decay = _joined(_gradient_of_decays(crossing, read, written, through, reach), T).sum_to_size(log_decay.shape)
-        return _joined(dq, T) * ctx.scale, _joined(dk, T), _joined(dv, T), dlog_decay, dstate, None, None
+            dlog_decay = joined(_gradient_of_decays(crossing, read, written, through, reach), T).sum_to_size(log_decay.shape)
+            dlog_input = None if log_input is None else joined(crossing.sum(-2) + written, T)
+        return joined(dq, T) * ctx.scale, joined(dk, T), joined(dv, T), dlog_decay, dstate, None, None, dlog_input, None
 
 
 def _gradient_of_decays(crossing: Tensor, read: Tensor, written: Tensor, through: Tensor, reach: _Reach) -> Tensor:
@@ -192,8 +217,8 @@ def _per_channel(q, k, v, log_decay, state, starts, scale) -> tuple[Tensor, Tens
     """One decay per key channel: scores in sub-chunks, each scaled from its own first token so that no factor exceeds 1."""
     T = q.shape[1]
     N = -(-T // CHUNK)
-    reach = _reach(starts, N, state.dtype, state.device)
-    qc, kc, vc, g = (_chunked(x.to(state.dtype), N) for x in (q * scale, k, v, log_decay))
+    reach = reach_of(starts, N, state.dtype, state.device)
+    qc, kc, vc, g = (chunked(x.to(state.dtype), N) for x in (q * scale, k, v, log_decay))
     if reach.starts is None:
         b = g.cumsum(-2)
     else:
@@ -208,7 +233,7 @@ def _per_channel(q, k, v, log_decay, state, starts, scale) -> tuple[Tensor, Tens
         outputs.append(from_start[:, :, n] @ incoming)
         incoming = through[:, :, n, :, None] * incoming + updates[:, :, n]
     y = scores @ vc + torch.stack(outputs, 2)
-    return _joined(y, T).to(v.dtype), incoming
+    return joined(y, T).to(v.dtype), incoming
 
 
 def _channel_scores(q: Tensor, k: Tensor, b: Tensor, pairs: Tensor) -> Tensor:

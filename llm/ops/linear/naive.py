@@ -39,3 +39,39 @@ def linear(
         state = decay[:, t, :, :, None] * state + k[:, t, :, :, None] * v[:, t, :, None, :]
         outputs.append(scale * torch.einsum("bhk,bhkv->bhv", q[:, t], state))
     return torch.stack(outputs, 1).to(v_BTHV.dtype), state
+
+
+def mlstm(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    log_input_BTH: Tensor,
+    log_forget_BTH: Tensor,
+    state: tuple[Tensor, Tensor, Tensor],
+    starts_BT: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """mLSTM (xLSTM, arXiv:2405.04517 eqs. 19-27, stabilised as in eq. 15): (h `[B, T, H, V]`, (C, n, m)).
+
+        C_t = f_t C_{t-1} + i_t k_t v_t^T      n_t = f_t n_{t-1} + i_t k_t      h_t = C_t^T q_t / max(|n_t . q_t|, 1)
+
+    C `[B, H, K, V]` and n `[B, H, K]` are kept times exp(-m), m_t = max(log f_t + m_{t-1}, log i_t): h does not depend on m. At a
+    document's start nothing lies behind, so m_t = log i_t there. q is scaled; the paper scales k, which is the same.
+    """
+    dtype = accumulator(v_BTHV.dtype)
+    q, k, v, log_input, log_forget = (x.to(dtype) for x in (q_BTHK, k_BTHK, v_BTHV, log_input_BTH, log_forget_BTH))
+    C, n, m = state
+    outputs = []
+    for t in range(q.shape[1]):
+        kept = log_forget[:, t] + m
+        if starts_BT is not None:
+            kept = kept.masked_fill(starts_BT[:, t, None], -torch.inf)
+        m = torch.maximum(kept, log_input[:, t])
+        forget, write = (kept - m).exp()[..., None], (log_input[:, t] - m).exp()[..., None] * k[:, t]
+        C = forget[..., None] * C + write[..., None] * v[:, t, :, None, :]
+        n = forget * n + write
+        read = scale * torch.einsum("bhk,bhkv->bhv", q[:, t], C)
+        norm = scale * (q[:, t] * n).sum(-1)
+        outputs.append(read / torch.maximum(norm.abs(), (-m).exp())[..., None])
+    return torch.stack(outputs, 1).to(v_BTHV.dtype), (C, n, m)
