@@ -25,6 +25,11 @@ def projection(width_in: int, width_out: int) -> Cost:
     return Cost(parameters=width_in * width_out, flops=2.0 * width_in * width_out)
 
 
+def block_projection(width: int, block: int) -> Cost:
+    """A block-diagonal matrix applied to every token."""
+    return Cost(parameters=width * block, flops=2.0 * width * block)
+
+
 def vector(size: int) -> Cost:
     """Weights and biases applied elementwise."""
     return Cost(parameters=size)
@@ -61,6 +66,16 @@ def linear(heads: int, key: int, value: int) -> Cost:
 def linear_state_bytes(heads: int, key: int, value: int) -> Cost:
     """The float32 matrices of the family `linear`."""
     return Cost(state_bytes=4 * heads * key * value)
+
+
+def mlstm(heads: int, key: int, value: int) -> Cost:
+    """The family `linear` with the normaliser as one more value channel."""
+    return linear(heads, key, value + 1)
+
+
+def mlstm_state_bytes(heads: int, key: int, value: int) -> Cost:
+    """Matrix, normaliser and stabiliser, in float32."""
+    return Cost(state_bytes=4 * heads * (key * value + key + 1))
 
 
 def model_cost(config: Any, context: int, bytes_per_value: int = 4) -> Cost:

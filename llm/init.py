@@ -7,6 +7,10 @@
 | output matrix | N(0, 1 / (2 depth fan-in)) | yes | no |
 | norm | 1 | no | yes |
 | bias | 0 | no | yes |
+| small bias | N(0, 0.1) | no | yes |
+| gate matrix | 0 (xLSTM: gates start at their biases) | yes | no |
+| shut gate bias | -10 (xLSTM-7B's input gate) | no | yes |
+| forget gate bias | 3 to 6 over the heads (xLSTM) | no | yes |
 | conv | U(-1, 1) / sqrt(taps) | no | no |
 | skip | 1 | no | yes |
 | step bias | softplus^-1 of a step drawn log-uniformly from 0.001 to 0.1 (Mamba) | no | yes |
@@ -32,7 +36,7 @@ def _normal(std: float) -> Start:
 
 
 def _matrix(p: Tensor, generator: Generator, depth: int) -> Tensor:
-    return torch.randn(p.shape, generator=generator) * p.shape[1] ** -0.5
+    return torch.randn(p.shape, generator=generator) * p.shape[-1] ** -0.5
 
 
 def _output_matrix(p: Tensor, generator: Generator, depth: int) -> Tensor:
@@ -45,6 +49,10 @@ def _constant(value: float) -> Start:
 
 def _conv(p: Tensor, generator: Generator, depth: int) -> Tensor:
     return (torch.rand(p.shape, generator=generator) * 2 - 1) * p.shape[-1] ** -0.5
+
+
+def _three_to_six(p: Tensor, generator: Generator, depth: int) -> Tensor:
+    return torch.linspace(3.0, 6.0, p.numel()).view(p.shape)
 
 
 def _step_bias(p: Tensor, generator: Generator, depth: int) -> Tensor:
@@ -70,6 +78,10 @@ ROLES: dict[str, Role] = {
     "output matrix": Role(_output_matrix, weight_decay=True, float32=False),
     "norm": Role(_constant(1.0), weight_decay=False, float32=True),
     "bias": Role(_constant(0.0), weight_decay=False, float32=True),
+    "small bias": Role(_normal(0.1), weight_decay=False, float32=True),
+    "gate matrix": Role(_constant(0.0), weight_decay=True, float32=False),
+    "shut gate bias": Role(_constant(-10.0), weight_decay=False, float32=True),
+    "forget gate bias": Role(_three_to_six, weight_decay=False, float32=True),
     "conv": Role(_conv, weight_decay=False, float32=False),
     "skip": Role(_constant(1.0), weight_decay=False, float32=True),
     "step bias": Role(_step_bias, weight_decay=False, float32=True),

@@ -35,6 +35,15 @@ def linear_state(heads: int, key: int, value: int) -> dict[str, StateSpec]:
     return {"": StateSpec((heads, key, value), torch.float32, head_dim=0)}
 
 
+def mlstm_state(heads: int, key: int, value: int) -> dict[str, StateSpec]:
+    """State of `Seq.mlstm`: matrix C and normaliser n, both times exp(-m), and the stabiliser m; in float32."""
+    return {
+        ".C": StateSpec((heads, key, value), torch.float32, head_dim=0),
+        ".n": StateSpec((heads, key), torch.float32, head_dim=0),
+        ".m": StateSpec((heads,), torch.float32, head_dim=0),
+    }
+
+
 def named(name: str, specs: dict[str, StateSpec]) -> dict[str, StateSpec]:
     """The specs of one op under the name that the mixer gave it."""
     return {name + key: spec for key, spec in specs.items()}
@@ -115,6 +124,26 @@ class Seq:
         state = self.state[name].to(accumulator(v_BTHV.dtype))
         y, self.new_state[name] = dispatch.run("linear", self.tokens, q, k, v_BTHV, log_decay, state, self.starts_BT, scale=scale)
         return y
+
+    def mlstm(
+        self,
+        name: str,
+        q_BTHK: Tensor,
+        k_BTHK: Tensor,
+        v_BTHV: Tensor,
+        log_input_BTH: Tensor,
+        log_forget_BTH: Tensor,
+        *,
+        scale: float,
+    ) -> Tensor:
+        """Matrix memory with exponential input gate and normaliser, h = C q / max(|n . q|, 1): `[B, T, H, V]`. log_forget <= 0."""
+        exact = accumulator(v_BTHV.dtype)
+        keys = [f"{name}.{part}" for part in ("C", "n", "m")]
+        state = tuple(self.state[key].to(exact) for key in keys)
+        streams = (k_BTHK, v_BTHV, log_input_BTH, log_forget_BTH)
+        h, after = dispatch.run("mlstm", self.tokens, q_BTHK, *streams, state, self.starts_BT, scale=scale)
+        self.new_state |= dict(zip(keys, after, strict=True))
+        return h
 
 
 def _last(x: Tensor, count: int) -> Tensor:

@@ -3,10 +3,14 @@
 from llm.mixers.attention import Attention, AttentionConfig
 from llm.mixers.mamba2 import Mamba2, Mamba2Config
 from llm.mixers.mixer import Mixer
+from llm.mixers.mlstm import MLSTM, MLSTMConfig
+from llm.mixers.mlstm_paper import MLSTMPaper, MLSTMPaperConfig
 from llm.mixers.retention import Retention, RetentionConfig
 
 MIXERS: dict[str, tuple[type, type[Mixer]]] = {
     "attention": (AttentionConfig, Attention),
     "mamba2": (Mamba2Config, Mamba2),
+    "mlstm": (MLSTMConfig, MLSTM),
+    "mlstm_paper": (MLSTMPaperConfig, MLSTMPaper),
     "retention": (RetentionConfig, Retention),
 }

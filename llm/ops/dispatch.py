@@ -15,6 +15,7 @@ from llm.ops.attention import naive as attention_naive
 from llm.ops.conv import chunk as conv_chunk
 from llm.ops.conv import naive as conv_naive
 from llm.ops.linear import chunk as linear_chunk
+from llm.ops.linear import mlstm as mlstm_chunk
 from llm.ops.linear import naive as linear_naive
 
 # family -> (one token, many tokens)
@@ -22,6 +23,7 @@ IMPLEMENTATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "attention": (attention_naive.attention, attention_chunk.attention),
     "conv": (conv_naive.conv, conv_chunk.conv),
     "linear": (linear_naive.linear, linear_chunk.linear),
+    "mlstm": (linear_naive.mlstm, mlstm_chunk.mlstm),
 }
 
 

@@ -14,11 +14,12 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     return F.rms_norm(x.to(dtype), x.shape[-1:], weight, eps).to(x.dtype)
 
 
-def head_norm(x_BTHV: Tensor, weight_HV: Tensor, bias_HV: Tensor, eps: float) -> Tensor:
+def head_norm(x_BTHV: Tensor, weight_HV: Tensor, bias_HV: Tensor | None, eps: float) -> Tensor:
     """Group norm whose groups are a token's heads: zero mean and unit variance over V, then weight and bias per channel."""
     dtype = accumulator(x_BTHV.dtype)
     normed = F.layer_norm(x_BTHV.to(dtype), x_BTHV.shape[-1:], eps=eps)
-    return (normed * weight_HV.to(dtype) + bias_HV.to(dtype)).to(x_BTHV.dtype)
+    scaled = normed * weight_HV.to(dtype)
+    return (scaled if bias_HV is None else scaled + bias_HV.to(dtype)).to(x_BTHV.dtype)
 
 
 class RMSNorm(nn.Module):
