@@ -2,7 +2,7 @@
 
     python benchmarks/linear.py [--threads 2]
 
-One layer of width 512, 8 heads, batch 1, float32. Times are medians of interleaved rounds; read the ratios, the rest is the machine.
+One layer of width 512, 8 heads, batch 1, float32. Medians of interleaved rounds; read the ratios, the rest is the machine.
 """
 
 import argparse

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import google_crc32c
 import numpy as np
-from webdataset import TarWriter  # type: ignore[import-untyped]
+from webdataset import TarWriter
 
 from llm.data.manifest import NAME, TOKENIZER, VERSION, Manifest, Member, Shard, Source, TokenizerInfo, write_whole
 from llm.data.shard import BLOCK, CRC, DOC_ENDS, META, TEXT_ENDS, TOKENS, token_dtype

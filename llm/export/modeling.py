@@ -136,7 +136,7 @@ class BraidForCausalLM(GenerationMixin, PreTrainedModel):
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
-        """Logits, and with `labels` (not shifted; -100 is not scored) the loss: nats per label, or their sum / num_items_in_batch."""
+        """Logits, and with `labels` (not shifted; -100 is not scored) the loss: nats per label, or sum / num_items_in_batch."""
         if input_ids is None or inputs_embeds is not None or kwargs.get("output_hidden_states"):
             raise ValueError("this model takes input_ids, not inputs_embeds, and returns no hidden_states yet")
         if past_key_values is not None and not isinstance(past_key_values, BraidCache):

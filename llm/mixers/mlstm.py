@@ -4,8 +4,8 @@
     C_t = sigmoid(f_t) C_{t-1} + e^{i_t} k_t v_t^T      n_t = sigmoid(f_t) n_{t-1} + e^{i_t} k_t
     h_t = C_t^T q_t / max(|n_t . q_t|, 1)               out = (o * LayerNorm_head(h)) W_out
 
-Queries and keys have half the values' width; no convolution, no rotation. The published code adds 1e-6 to the denominator, which the
-norm that follows cancels; the papers do not, and neither do we. `mlstm_paper` is the first paper's block.
+Queries and keys have half the values' width; no convolution, no rotation. The published code adds 1e-6 to the denominator, which
+the norm that follows cancels; the papers do not, and neither do we. `mlstm_paper` is the first paper's block.
 """
 
 from dataclasses import dataclass
