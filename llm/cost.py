@@ -58,9 +58,9 @@ def attention_cache(kv_heads: int, key: int, value: int, context: int, window: i
     return Cost(state_bytes=slots * (kv_heads * (key + value) * bytes_per_value + 1))
 
 
-def linear(heads: int, key: int, value: int) -> Cost:
-    """The chunked form: scores and outputs inside a chunk, state read and update between chunks."""
-    return Cost(flops=2.0 * heads * (LINEAR_CHUNK * (key + value) + 2 * key * value))
+def linear(heads: int, key: int, value: int, groups: int | None = None) -> Cost:
+    """The chunked form: scores (once per group) and outputs inside a chunk, state read and update between chunks."""
+    return Cost(flops=2.0 * ((groups or heads) * LINEAR_CHUNK * key + heads * (LINEAR_CHUNK * value + 2 * key * value)))
 
 
 def linear_state_bytes(heads: int, key: int, value: int) -> Cost:

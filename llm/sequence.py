@@ -119,10 +119,9 @@ class Seq:
 
         Queries and keys may come in G groups, G dividing H. `log_decay` is `[H]`, `[B, T, H]` or `[B, T, H, K]`, <= 0.
         """
-        H = v_BTHV.shape[2]
-        q, k = (x if x.shape[2] == H else x.repeat_interleave(H // x.shape[2], 2) for x in (q_BTGK, k_BTGK))
         state = self.state[name].to(accumulator(v_BTHV.dtype))
-        y, self.new_state[name] = dispatch.run("linear", self.tokens, q, k, v_BTHV, log_decay, state, self.starts_BT, scale=scale)
+        streams = (k_BTGK, v_BTHV, log_decay, state, self.starts_BT)
+        y, self.new_state[name] = dispatch.run("linear", self.tokens, q_BTGK, *streams, scale=scale)
         return y
 
     def mlstm(

@@ -54,7 +54,7 @@ class Mamba2Config:
         convolution = (
             conv(inner + shared, self.taps) + vector(inner + shared) + conv_tail(inner + shared, self.taps, bytes_per_value)
         )
-        return projections + convolution + vector(3 * H + inner) + linear(H, K, V) + linear_state_bytes(H, K, V)
+        return projections + convolution + vector(3 * H + inner) + linear(H, K, V, self.groups) + linear_state_bytes(H, K, V)
 
 
 class Mamba2(Mixer):

@@ -81,6 +81,17 @@ def test_strong_decays_neither_overflow_nor_underflow_to_nan(decay):
 
 
 @pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("documents", [False, True])
+def test_heads_share_their_groups_queries_and_keys(decay, documents):
+    q, k, v, log_decay, state = streams(130, decay, torch.float64)
+    inputs = [q[:, :, :1], k[:, :, :1], v, log_decay, state]
+    at = starts(130) if documents else None
+    exact = values_and_gradients(naive.linear, inputs, at)
+    for got, want in zip(values_and_gradients(chunk.linear, inputs, at), exact, strict=True):
+        assert error(got, want) <= 1e-12
+
+
+@pytest.mark.parametrize("decay", DECAYS)
 def test_gradcheck(decay):
     inputs = [x.requires_grad_() for x in streams(67, decay, torch.float64)]
     at = starts(67)

@@ -26,8 +26,8 @@ SUBCHUNK = 16
 
 
 def linear(
-    q_BTHK: Tensor,
-    k_BTHK: Tensor,
+    q_BTGK: Tensor,
+    k_BTGK: Tensor,
     v_BTHV: Tensor,
     log_decay: Tensor,
     state_BHKV: Tensor,
@@ -35,7 +35,7 @@ def linear(
     *,
     scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """(y `[B, T, H, V]` in v's dtype, final state `[B, H, K, V]`).
+    """(y `[B, T, H, V]` in v's dtype, final state `[B, H, K, V]`). q and k may come in G groups: head h reads group h // (H / G).
 
     Args:
         log_decay: finite and <= 0; `[H]` (the same at every token), `[B, T, H]` (per head) or `[B, T, H, K]` (per key channel).
@@ -43,10 +43,10 @@ def linear(
     state = state_BHKV.to(accumulator(v_BTHV.dtype))
     log_decay = log_decay.to(state.dtype)
     if log_decay.ndim == 4:
-        return _per_channel(q_BTHK, k_BTHK, v_BTHV, log_decay, state, starts_BT, scale)
+        return _per_channel(q_BTGK, k_BTGK, v_BTHV, log_decay, state, starts_BT, scale)
     if log_decay.ndim == 1:
-        log_decay = log_decay.expand(1, q_BTHK.shape[1], -1)
-    return PerHead.apply(q_BTHK, k_BTHK, v_BTHV, log_decay, state, starts_BT, scale, None, None)
+        log_decay = log_decay.expand(1, q_BTGK.shape[1], -1)
+    return PerHead.apply(q_BTGK, k_BTGK, v_BTHV, log_decay, state, starts_BT, scale, None, None)
 
 
 class _Reach(NamedTuple):
@@ -132,19 +132,22 @@ def _decays(log_decay: Tensor, log_input: Tensor | None, gauges: Gauges | None, 
 
 
 class PerHead(torch.autograd.Function):
-    """One decay per head, with the backward pass of the module's docstring; optionally an input gate, in given gauges."""
+    """One decay per head, with the backward pass of the module's docstring; optionally an input gate, in given gauges.
+
+    Where R heads share a group's queries and keys, their products are made once, and their values stand side by side (`_wide`).
+    """
 
     @staticmethod
     def forward(ctx: Any, q, k, v, log_decay, state, starts, scale, log_input, gauges):
-        T = q.shape[1]
-        N = -(-T // CHUNK)
+        T, G, N = q.shape[1], q.shape[2], -(-q.shape[1] // CHUNK)
         reach = reach_of(starts, N, state.dtype, state.device)
         decay = _decays(log_decay, log_input, gauges, reach, N)
+        from_start, to_end = (x[..., None].to(v.dtype) for x in (decay.from_start, decay.to_end))
         qc, kc, vc = (chunked(x, N) for x in (q * scale, k, v))
-        scores = (qc @ kc.transpose(-1, -2)) * decay.pairs
-        updates = (kc * decay.to_end[..., None]).to(v.dtype).transpose(-1, -2) @ vc
+        scores = _by_head(qc @ kc.transpose(-1, -2), decay.pairs)
+        updates = _narrow(kc.transpose(-1, -2) @ _wide(vc * to_end, G), vc.shape[1])
         incoming, final = _handed_on(state, decay.through, updates)
-        y = scores.to(v.dtype) @ vc + (qc * decay.from_start[..., None]).to(v.dtype) @ incoming.to(v.dtype)
+        y = scores.to(v.dtype) @ vc + _narrow(qc @ _wide(incoming.to(v.dtype), G), vc.shape[1]) * from_start
         ctx.save_for_backward(q, k, v, log_decay, incoming, starts, log_input, *(gauges or ()))
         ctx.scale = scale
         return joined(y, T).to(v.dtype), final
@@ -152,32 +155,48 @@ class PerHead(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy, dfinal):
         q, k, v, log_decay, incoming, starts, log_input, *gauges = ctx.saved_tensors
-        T, N = q.shape[1], incoming.shape[2]
+        T, G, H, N = q.shape[1], q.shape[2], v.shape[2], incoming.shape[2]
         reach = reach_of(starts, N, incoming.dtype, incoming.device)
         decay = _decays(log_decay, log_input, Gauges(*gauges) if gauges else None, reach, N)
-        qc, kc, vc, dyc = (chunked(x, N) for x in (q * ctx.scale, k, v, dy))
         from_start, to_end = (x[..., None].to(v.dtype) for x in (decay.from_start, decay.to_end))
+        qc, kc, vc, dyc = (chunked(x, N) for x in (q * ctx.scale, k, v, dy))
 
-        dupdates = (qc * from_start).transpose(-1, -2) @ dyc
+        dread = _wide(dyc * from_start, G)
+        dupdates = _narrow(qc.transpose(-1, -2) @ dread, H)
         doutgoing, dstate = _handed_back(dfinal, decay.through, dupdates)
-        before, after = incoming.to(v.dtype), doutgoing.to(v.dtype)
-        dproducts, products = dyc @ vc.transpose(-1, -2), qc @ kc.transpose(-1, -2)
-        dscores, scores = ((x * decay.pairs).to(v.dtype) for x in (dproducts, products))
-        dq_before = from_start * (dyc @ before.transpose(-1, -2))
-        dk_after = to_end * (vc @ after.transpose(-1, -2))
-        dq = dscores @ kc + dq_before
-        dk = dscores.transpose(-1, -2) @ qc + dk_after
-        dv = scores.transpose(-1, -2) @ dyc + to_end * (kc @ after)
+        before, after = (_wide(x.to(v.dtype), G) for x in (incoming, doutgoing))
+        scores = _by_head(qc @ kc.transpose(-1, -2), decay.pairs)
+        dproducts = dyc @ vc.transpose(-1, -2)
+        dscores = (dproducts * decay.pairs).to(v.dtype).unflatten(1, (G, -1)).sum(2)
+        dv_after = to_end * _narrow(kc @ after, H)
+        dq = dscores @ kc + dread @ before.transpose(-1, -2)
+        dk = dscores.transpose(-1, -2) @ qc + _wide(vc * to_end, G) @ after.transpose(-1, -2)
+        dv = scores.to(v.dtype).transpose(-1, -2) @ dyc + dv_after
 
         dlog_decay = dlog_input = None
         if ctx.needs_input_grad[3] or ctx.needs_input_grad[7]:
-            crossing = dproducts * (products * decay.pairs)
-            read = (qc.to(dstate.dtype) * dq_before).sum(-1)
-            written = (kc.to(dstate.dtype) * dk_after).sum(-1)
+            crossing = dproducts * scores
+            read = (_narrow(dread * (qc @ before), H)).sum(-1).to(dstate.dtype)
+            written = (vc.to(dstate.dtype) * dv_after).sum(-1)
             through = decay.through * (incoming * doutgoing).sum((-1, -2))
             dlog_decay = joined(_gradient_of_decays(crossing, read, written, through, reach), T).sum_to_size(log_decay.shape)
             dlog_input = None if log_input is None else joined(crossing.sum(-2) + written, T)
         return joined(dq, T) * ctx.scale, joined(dk, T), joined(dv, T), dlog_decay, dstate, None, None, dlog_input, None
+
+
+def _by_head(products: Tensor, decays: Tensor) -> Tensor:
+    """Each group's products `[B, G, N, C, C]` times the decays `[B or 1, H, N, C, C]` of its heads: `[B, H, N, C, C]`."""
+    return (products[:, :, None] * decays.unflatten(1, (products.shape[1], -1))).flatten(1, 2)
+
+
+def _wide(x_BHNxV: Tensor, groups: int) -> Tensor:
+    """`[B, H, N, x, V]` -> `[B, G, N, x, R V]`: a group's heads side by side."""
+    return x_BHNxV.unflatten(1, (groups, -1)).movedim(2, -2).flatten(-2)
+
+
+def _narrow(x_BGNxV: Tensor, heads: int) -> Tensor:
+    """The inverse of `_wide`."""
+    return x_BGNxV.unflatten(-1, (heads // x_BGNxV.shape[1], -1)).movedim(-2, 2).flatten(1, 2)
 
 
 def _gradient_of_decays(crossing: Tensor, read: Tensor, written: Tensor, through: Tensor, reach: _Reach) -> Tensor:
@@ -217,6 +236,7 @@ def _per_channel(q, k, v, log_decay, state, starts, scale) -> tuple[Tensor, Tens
     """One decay per key channel: scores in sub-chunks, each scaled from its own first token so that no factor exceeds 1."""
     T = q.shape[1]
     N = -(-T // CHUNK)
+    q, k = (x.repeat_interleave(v.shape[2] // x.shape[2], 2) for x in (q, k))
     reach = reach_of(starts, N, state.dtype, state.device)
     qc, kc, vc, g = (chunked(x.to(state.dtype), N) for x in (q * scale, k, v, log_decay))
     if reach.starts is None:

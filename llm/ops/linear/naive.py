@@ -13,8 +13,8 @@ from llm.state import accumulator
 
 
 def linear(
-    q_BTHK: Tensor,
-    k_BTHK: Tensor,
+    q_BTGK: Tensor,
+    k_BTGK: Tensor,
     v_BTHV: Tensor,
     log_decay: Tensor,
     state_BHKV: Tensor,
@@ -22,14 +22,15 @@ def linear(
     *,
     scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """(y `[B, T, H, V]` in v's dtype, final state `[B, H, K, V]`).
+    """(y `[B, T, H, V]` in v's dtype, final state `[B, H, K, V]`). q and k may come in G groups: head h reads group h // (H / G).
 
     Args:
         log_decay: <= 0; `[H]` (the same at every token), `[B, T, H]` (per head) or `[B, T, H, K]` (per key channel).
     """
     dtype = accumulator(v_BTHV.dtype)
-    B, T, H, _ = q_BTHK.shape
-    q, k, v, state = (x.to(dtype) for x in (q_BTHK, k_BTHK, v_BTHV, state_BHKV))
+    B, T, H, _ = v_BTHV.shape
+    q, k = (x.to(dtype).repeat_interleave(H // x.shape[2], 2) for x in (q_BTGK, k_BTGK))
+    v, state = v_BTHV.to(dtype), state_BHKV.to(dtype)
     decay = log_decay.to(dtype).exp()
     decay = decay.expand(B, T, H)[..., None] if decay.ndim < 4 else decay
     outputs = []
