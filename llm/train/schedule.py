@@ -11,7 +11,8 @@ from llm.errors import ConfigError
 class ScheduleConfig:
     """Linear warmup, then `wsd`: constant and a linear cooldown at the end; or `cosine`: half a cosine to the end.
 
-    warmup: steps. cooldown: share of all steps, wsd's alone; null is 0.2. final_ratio: of the rate at the end (after the last step) to the peak.
+    warmup: steps. cooldown: share of all steps, wsd's alone; null is 0.2. final_ratio: of the rate at the end (after the last
+    step) to the peak.
     """
 
     kind: Literal["wsd", "cosine"] = "wsd"
