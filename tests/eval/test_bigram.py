@@ -1,0 +1,64 @@
+"""The bigram baseline against a slow dictionary form; and its probabilities add up to one."""
+
+import itertools
+import math
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+
+from eval.bigram import BigramConfig, bigram, distinct, fit
+from eval.held_out import held_out
+from llm.data import TokenStream
+
+
+def slow(rows: list[list[int]], vocabulary: int):
+    """P(w | v) of interpolated absolute discounting, from its formula."""
+    pairs = Counter((v, w) for row in rows for v, w in itertools.pairwise(row))
+    labels, contexts, followers = Counter(), Counter(), defaultdict(set)
+    for (v, w), n in pairs.items():
+        labels[w] += n
+        contexts[v] += n
+        followers[v].add(w)
+    once, twice = (sum(n == k for n in pairs.values()) for k in (1, 2))
+    discount = once / (once + 2 * twice)
+
+    def probability(v: int, w: int) -> float:
+        unigram = (labels[w] + 1) / (sum(labels.values()) + vocabulary)
+        if not contexts[v]:
+            return unigram
+        return (max(pairs[v, w] - discount, 0) + discount * len(followers[v]) * unigram) / contexts[v]
+
+    return probability
+
+
+def test_it_is_the_formula_and_adds_up_to_one():
+    rng = np.random.default_rng(0)
+    rows = np.minimum(rng.geometric(0.2, (30, 20)), 19)
+    model, probability = fit([rows[:7], rows[7:]], 25), slow(rows.tolist(), 25)
+    for v in range(25):
+        found = model.probability(np.full(25, v), np.arange(25))
+        assert found == pytest.approx([probability(v, w) for w in range(25)], rel=1e-12)
+        assert found.sum() == pytest.approx(1, rel=1e-12)
+
+
+def test_padding_is_no_token():
+    rows = np.array([[1, 2, 3, -1, -1], [2, 3, -1, -1, -1]])
+    assert fit([rows], 5).counts.sum() == 3
+
+
+def test_it_counts_what_was_trained_on_and_scores_the_same_text(subject):
+    found = bigram(subject, BigramConfig())
+    stream = TokenStream(subject.manifest, "train", subject.data, subject.seed)
+    read = distinct(stream, subject.consumed)
+    rows = stream.rows(read)[0]
+    texts = held_out(subject.manifest, "validation", None, None, 0)
+    probability = slow(rows.tolist(), subject.model.config.vocab_size)
+    nats = -sum(math.log(probability(v, w)) for d in texts.tokens for v, w in zip(d.tolist(), d.tolist()[1:], strict=False))
+    assert found["nats_per_token"]["value"] == pytest.approx(nats / texts.scored.sum(), rel=1e-10)
+    assert found["fitted_on"]["pairs"] == rows.shape[0] * (rows.shape[1] - 1)
+
+
+def test_a_second_epoch_is_counted_once(subject):
+    stream = TokenStream(subject.manifest, "train", subject.data, subject.seed)
+    assert len(distinct(stream, 3 * len(stream))) == len(stream)
