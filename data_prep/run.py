@@ -20,13 +20,13 @@ from llm.errors import BraidError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The exit status: 0, or 1 after an error that the user can cause."""
+    """The exit status: 0, or 2 after an error that the user can cause."""
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
     except BraidError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     except BrokenPipeError:
         # the reader of our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

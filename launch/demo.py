@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from rich.console import Console
 
-from llm.errors import BraidError
+from llm.errors import BraidError, ConfigError
 from llm.train.config import RunConfig, load_config
 from llm.train.run_folder import RunFolder
 
@@ -82,6 +82,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _fewer_steps() -> list[str]:
     count = os.environ.get("BRAID_DEMO_STEPS")
+    if count and (not count.isdecimal() or int(count) < 2):
+        raise ConfigError(f"BRAID_DEMO_STEPS ({count}) is a number of steps; use 2 or more, or leave it unset for the whole demo")
     return [f"name=demo-{count}", f"train.steps={count}", "train.schedule.warmup=1"] if count else []
 
 

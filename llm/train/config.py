@@ -7,7 +7,7 @@ from typing import Any, Literal
 from omegaconf import MISSING
 
 from llm.config import build, load
-from llm.data import DataConfig, Manifest
+from llm.data import DataConfig, Manifest, TokenStream
 from llm.errors import ConfigError
 from llm.model import ModelConfig, model_kinds
 from llm.train.schedule import ScheduleConfig
@@ -121,7 +121,7 @@ def accumulation_of(config: RunConfig, world_size: int) -> int:
 
 
 def check(config: RunConfig, world_size: int, manifest: Manifest) -> None:
-    """Every law that holds between settings, ranks and dataset, before a process group starts. Raises ConfigError."""
+    """Every law that holds between settings, ranks and dataset, before a process group starts. Raises ConfigError, DataError."""
     if not config.name or "/" in config.name or config.name.startswith("."):
         raise ConfigError(f"name ({config.name!r}) names the run's folder; use letters, digits, dashes")
     config.model.check("model")
@@ -141,6 +141,8 @@ def check(config: RunConfig, world_size: int, manifest: Manifest) -> None:
             f"model.vocab_size ({config.model.vocab_size}) must hold the {vocabulary} ids of {manifest.tokenizer_path}; "
             f"set model.vocab_size={vocabulary}"
         )
+    # refuses an empty split, and sequences longer than the shards
+    TokenStream(manifest, "train", config.data, config.seed)
 
 
 def _check_batch(train: TrainConfig, world_size: int) -> None:

@@ -248,7 +248,7 @@ def test_the_command_line_prepares_verifies_and_shows(corpus: Path, capsys: pyte
     assert capsys.readouterr().out.count("--- document") == 2
     shard = Path("out/shard-00000.tar")
     shard.write_bytes(shard.read_bytes()[:-1])
-    assert main(["verify", "out"]) == 1
+    assert main(["verify", "out"]) == 2
     assert capsys.readouterr().err.startswith("error: shard out/shard-00000.tar has")
 
 
