@@ -68,6 +68,16 @@ def linear_state_bytes(heads: int, key: int, value: int) -> Cost:
     return Cost(state_bytes=4 * heads * key * value)
 
 
+def scan(channels: int, states: int) -> Cost:
+    """Reading the state, the one product of the selective scan; its elementwise work is not counted."""
+    return Cost(flops=2.0 * channels * states)
+
+
+def scan_state_bytes(channels: int, states: int) -> Cost:
+    """The float32 states of the family `scan`."""
+    return Cost(state_bytes=4 * channels * states)
+
+
 def mlstm(heads: int, key: int, value: int) -> Cost:
     """The family `linear` with the normaliser as one more value channel."""
     return linear(heads, key, value + 1)

@@ -14,6 +14,7 @@
 | conv | U(-1, 1) / sqrt(taps) | no | no |
 | skip | 1 | no | yes |
 | step bias | softplus^-1 of a step drawn log-uniformly from 0.001 to 0.1 (Mamba) | no | yes |
+| log rate per state | log 1, 2, ... N in every channel (Mamba, S4D-real) | no | yes |
 | log rate per head | log U(1, 16) (Mamba-2) | no | yes |
 
 A parameter starts from a generator of its own, seeded by (seed, name): values depend on neither order, device nor ranks.
@@ -65,6 +66,10 @@ def _log_rate_per_head(p: Tensor, generator: Generator, depth: int) -> Tensor:
     return (torch.rand(p.shape, generator=generator) * 15 + 1).log()
 
 
+def _log_rate_per_state(p: Tensor, generator: Generator, depth: int) -> Tensor:
+    return torch.arange(1.0, p.shape[1] + 1).log().expand(p.shape)
+
+
 @dataclass(frozen=True)
 class Role:
     start: Start
@@ -85,6 +90,7 @@ ROLES: dict[str, Role] = {
     "conv": Role(_conv, weight_decay=False, float32=False),
     "skip": Role(_constant(1.0), weight_decay=False, float32=True),
     "step bias": Role(_step_bias, weight_decay=False, float32=True),
+    "log rate per state": Role(_log_rate_per_state, weight_decay=False, float32=True),
     "log rate per head": Role(_log_rate_per_head, weight_decay=False, float32=True),
 }
 

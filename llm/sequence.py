@@ -35,6 +35,11 @@ def linear_state(heads: int, key: int, value: int) -> dict[str, StateSpec]:
     return {"": StateSpec((heads, key, value), torch.float32, head_dim=0)}
 
 
+def scan_state(channels: int, states: int) -> dict[str, StateSpec]:
+    """State of `Seq.scan`: N numbers per channel, in float32."""
+    return {"": StateSpec((channels, states), torch.float32, head_dim=0)}
+
+
 def mlstm_state(heads: int, key: int, value: int) -> dict[str, StateSpec]:
     """State of `Seq.mlstm`: matrix C and normaliser n, both times exp(-m), and the stabiliser m; in float32."""
     return {
@@ -122,6 +127,13 @@ class Seq:
         state = self.state[name].to(accumulator(v_BTHV.dtype))
         streams = (k_BTGK, v_BTHV, log_decay, state, self.starts_BT)
         y, self.new_state[name] = dispatch.run("linear", self.tokens, q_BTGK, *streams, scale=scale)
+        return y
+
+    def scan(self, name: str, u_BTD: Tensor, dt_BTD: Tensor, A_DN: Tensor, B_BTGN: Tensor, C_BTGN: Tensor) -> Tensor:
+        """Selective scan h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t, y_t = C_t . h_t: `[B, T, D]`. dt >= 0, A <= 0; G divides D."""
+        state = self.state[name].to(accumulator(u_BTD.dtype))
+        streams = (dt_BTD, A_DN, B_BTGN, C_BTGN, state, self.starts_BT)
+        y, self.new_state[name] = dispatch.run("scan", self.tokens, u_BTD, *streams)
         return y
 
     def mlstm(

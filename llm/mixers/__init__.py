@@ -1,6 +1,7 @@
 """The table of mixers: `kind` -> (config, module). A new mixer is one file and one line here."""
 
 from llm.mixers.attention import Attention, AttentionConfig
+from llm.mixers.mamba import Mamba, MambaConfig
 from llm.mixers.mamba2 import Mamba2, Mamba2Config
 from llm.mixers.mixer import Mixer
 from llm.mixers.mlstm import MLSTM, MLSTMConfig
@@ -9,6 +10,7 @@ from llm.mixers.retention import Retention, RetentionConfig
 
 MIXERS: dict[str, tuple[type, type[Mixer]]] = {
     "attention": (AttentionConfig, Attention),
+    "mamba": (MambaConfig, Mamba),
     "mamba2": (Mamba2Config, Mamba2),
     "mlstm": (MLSTMConfig, MLSTM),
     "mlstm_paper": (MLSTMPaperConfig, MLSTMPaper),

@@ -17,12 +17,15 @@ from llm.ops.conv import naive as conv_naive
 from llm.ops.linear import chunk as linear_chunk
 from llm.ops.linear import mlstm as mlstm_chunk
 from llm.ops.linear import naive as linear_naive
+from llm.ops.scan import chunk as scan_chunk
+from llm.ops.scan import naive as scan_naive
 
 # family -> (one token, many tokens)
 IMPLEMENTATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "attention": (attention_naive.attention, attention_chunk.attention),
     "conv": (conv_naive.conv, conv_chunk.conv),
     "linear": (linear_naive.linear, linear_chunk.linear),
+    "scan": (scan_naive.scan, scan_chunk.scan),
     "mlstm": (linear_naive.mlstm, mlstm_chunk.mlstm),
 }
 

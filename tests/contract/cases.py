@@ -15,6 +15,7 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("attention", {"heads": 2, "window": 9}),
     ("attention", {"heads": 4, "kv_heads": 2, "window": 100, "rope_theta": None}),
     ("attention", {"heads": 2, "window": 1}),
+    ("mamba", {"state": 3, "taps": 2, "dt_rank": 2}),
     ("mamba2", {"heads": 4, "groups": 2, "state": 5, "taps": 2}),
     ("retention", {"heads": 4, "value_factor": 1, "rope_theta": None}),
 )

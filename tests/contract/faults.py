@@ -14,6 +14,7 @@ from llm.ops import dispatch, rotary
 from llm.ops.conv import chunk as conv_chunk
 from llm.ops.linear import chunk as linear_chunk
 from llm.ops.linear import naive as linear_naive
+from llm.ops.scan import chunk as scan_chunk
 from llm.sequence import Seq
 
 
@@ -94,6 +95,25 @@ def scores_see_one_token_ahead() -> AbstractContextManager:
     return patch.object(linear_chunk, "reach_of", wrong)
 
 
+def scan_ignores_documents() -> AbstractContextManager:
+    return _many("scan", lambda *streams: scan_chunk.scan(*streams[:6], None))
+
+
+def scan_drops_its_state() -> AbstractContextManager:
+    right = scan_chunk._states
+    return patch.object(scan_chunk, "_states", lambda chunk, state: right(chunk, torch.zeros_like(state)))
+
+
+def scan_decays_with_the_step_before() -> AbstractContextManager:
+    right = scan_chunk._chunk
+
+    def wrong(*args: Any) -> Any:
+        chunk = right(*args)
+        return chunk._replace(decay=torch.cat([chunk.decay[:1], chunk.decay[:-1]]))
+
+    return patch.object(scan_chunk, "_chunk", wrong)
+
+
 def cache_of_an_ended_document_stays_valid() -> AbstractContextManager:
     right = Seq._keep_cache
 
@@ -131,6 +151,9 @@ FAULTS: dict[Callable[[], AbstractContextManager], tuple[str, str]] = {
     state_is_dropped: ("retention", "splitting_changes_nothing"),
     gradient_of_the_state_is_dropped: ("retention", "gradients_are_right"),
     scores_see_one_token_ahead: ("retention", "nothing_later_touches_earlier"),
+    scan_ignores_documents: ("mamba", "nothing_before_a_start_touches_it"),
+    scan_drops_its_state: ("mamba", "splitting_changes_nothing"),
+    scan_decays_with_the_step_before: ("mamba", "steps_are_one_pass"),
     cache_of_an_ended_document_stays_valid: ("attention", "nothing_before_a_start_touches_it"),
     attention_ignores_documents: ("attention", "nothing_before_a_start_touches_it"),
     rotary_position_is_not_restarted: ("attention", "nothing_before_a_start_touches_it"),
