@@ -78,6 +78,17 @@ def scan_state_bytes(channels: int, states: int) -> Cost:
     return Cost(state_bytes=4 * channels * states)
 
 
+def recurrent(heads: int, channels: int, gates: int) -> Cost:
+    """The recurrent matrices, block-diagonal over heads."""
+    size = heads * gates * channels * channels
+    return Cost(parameters=size, flops=2.0 * size)
+
+
+def recurrent_state_bytes(width: int, states: int) -> Cost:
+    """The float32 states of the family `recurrent`."""
+    return Cost(state_bytes=4 * width * states)
+
+
 def mlstm(heads: int, key: int, value: int) -> Cost:
     """The family `linear` with the normaliser as one more value channel."""
     return linear(heads, key, value + 1)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from llm.docs import Docs
 from llm.ops import dispatch, rotary
+from llm.ops.recurrent.cells import CELLS
 from llm.state import State, StateSpec, accumulator
 
 POSITION = StateSpec((), torch.int64)
@@ -38,6 +39,11 @@ def linear_state(heads: int, key: int, value: int) -> dict[str, StateSpec]:
 def scan_state(channels: int, states: int) -> dict[str, StateSpec]:
     """State of `Seq.scan`: N numbers per channel, in float32."""
     return {"": StateSpec((channels, states), torch.float32, head_dim=0)}
+
+
+def recurrent_state(cell: str, heads: int, channels: int) -> dict[str, StateSpec]:
+    """State of `Seq.recurrent`: what the cell keeps, in float32."""
+    return {f".{name}": StateSpec((heads, channels), torch.float32, head_dim=0) for name in CELLS[cell].states}
 
 
 def mlstm_state(heads: int, key: int, value: int) -> dict[str, StateSpec]:
@@ -135,6 +141,14 @@ class Seq:
         streams = (dt_BTD, A_DN, B_BTGN, C_BTGN, state, self.starts_BT)
         y, self.new_state[name] = dispatch.run("scan", self.tokens, u_BTD, *streams)
         return y
+
+    def recurrent(self, name: str, cell: str, x_BTHMV: Tensor, R_HMVV: Tensor, bias_HMV: Tensor) -> Tensor:
+        """A cell of `llm/ops/recurrent/cells.py` on its M gates' preactivations and h R + b of its last output: `[B, T, H, V]`."""
+        keys = [f"{name}.{part}" for part in CELLS[cell].states]
+        state = tuple(self.state[key].to(accumulator(x_BTHMV.dtype)) for key in keys)
+        h, after = dispatch.run("recurrent", self.tokens, x_BTHMV, R_HMVV, bias_HMV, state, self.starts_BT, cell=cell)
+        self.new_state |= dict(zip(keys, after, strict=True))
+        return h
 
     def mlstm(
         self,

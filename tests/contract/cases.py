@@ -17,6 +17,7 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("attention", {"heads": 2, "window": 1}),
     ("mamba", {"state": 3, "taps": 2, "dt_rank": 2}),
     ("mamba2", {"heads": 4, "groups": 2, "state": 5, "taps": 2}),
+    ("slstm", {"heads": 4, "taps": 0}),
     ("retention", {"heads": 4, "value_factor": 1, "rope_theta": None}),
 )
 

@@ -14,6 +14,8 @@ from llm.ops import dispatch, rotary
 from llm.ops.conv import chunk as conv_chunk
 from llm.ops.linear import chunk as linear_chunk
 from llm.ops.linear import naive as linear_naive
+from llm.ops.recurrent import cells
+from llm.ops.recurrent import chunk as recurrent_chunk
 from llm.ops.scan import chunk as scan_chunk
 from llm.sequence import Seq
 
@@ -114,6 +116,20 @@ def scan_decays_with_the_step_before() -> AbstractContextManager:
     return patch.object(scan_chunk, "_chunk", wrong)
 
 
+def cell_ignores_documents() -> AbstractContextManager:
+    return _many("recurrent", lambda *streams, **kw: recurrent_chunk.recurrent(*streams[:4], None, **kw))
+
+
+def cell_forgets_the_gradient_of_its_state() -> AbstractContextManager:
+    right = cells.LSTM.back
+
+    def wrong(self: cells.LSTM, saved: Any, dstate: Any) -> Any:
+        dx, dr, (dh, dc) = right(self, saved, dstate)
+        return dx, dr, (dh, torch.zeros_like(dc))
+
+    return patch.object(cells.LSTM, "back", wrong)
+
+
 def cache_of_an_ended_document_stays_valid() -> AbstractContextManager:
     right = Seq._keep_cache
 
@@ -154,6 +170,8 @@ FAULTS: dict[Callable[[], AbstractContextManager], tuple[str, str]] = {
     scan_ignores_documents: ("mamba", "nothing_before_a_start_touches_it"),
     scan_drops_its_state: ("mamba", "splitting_changes_nothing"),
     scan_decays_with_the_step_before: ("mamba", "steps_are_one_pass"),
+    cell_ignores_documents: ("slstm", "nothing_before_a_start_touches_it"),
+    cell_forgets_the_gradient_of_its_state: ("lstm", "gradients_are_right"),
     cache_of_an_ended_document_stays_valid: ("attention", "nothing_before_a_start_touches_it"),
     attention_ignores_documents: ("attention", "nothing_before_a_start_touches_it"),
     rotary_position_is_not_restarted: ("attention", "nothing_before_a_start_touches_it"),
