@@ -96,7 +96,9 @@ class Seq:
     def conv(self, name: str, x_BTD: Tensor, weight_DW: Tensor, bias_D: Tensor | None = None) -> Tensor:
         """Short causal depthwise convolution: `[B, T, D]`."""
         tail = self.state[name].to(x_BTD.dtype)
-        y, self.new_state[name] = dispatch.run("conv", self.tokens, x_BTD, weight_DW, bias_D, tail, self.starts_BT)
+        # a pinned bias is float32 under bfloat16 streams
+        weights = weight_DW.to(x_BTD.dtype), None if bias_D is None else bias_D.to(x_BTD.dtype)
+        y, self.new_state[name] = dispatch.run("conv", self.tokens, x_BTD, *weights, tail, self.starts_BT)
         return y
 
     def attention(

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from llm.docs import Docs
-from llm.init import initialise, parameter_roles
+from llm.init import ROLES, initialise, parameter_roles
 from llm.mixers import MIXERS, Mixer
 from llm.state import State
 
@@ -230,6 +230,26 @@ def state_is_as_specified(case: Case) -> None:
                 assert state[key].dtype == (entry.dtype or dtype), f"{key} is {state[key].dtype}"
 
 
+def bfloat16_streams_with_pinned_parameters_work(case: Case) -> None:
+    """As a run in bfloat16 holds them: matrices in bfloat16, what is pinned in float32; outputs near those in float64."""
+    exact, mixer = case.mixer(), case.mixer().to(torch.bfloat16)
+    for name, role in parameter_roles(mixer).items():
+        parameter = mixer.get_parameter(name)
+        parameter.data = exact.get_parameter(name).detach().to(torch.float32 if ROLES[role].float32 else torch.bfloat16)
+    for docs in (None, documents()):
+        y, final = mixer(streams().bfloat16(), None, docs)
+        assert y.dtype == torch.bfloat16
+        y.float().sum().backward()
+        assert all(torch.isfinite(p.grad).all() for p in mixer.parameters())
+        for key, entry in mixer.full_state_spec().items():
+            assert final[key].dtype == (entry.dtype or torch.bfloat16), f"{key} is {final[key].dtype}"
+        want, _ = exact(streams(), None, docs)
+        error = (y.double() - want).norm() / want.norm()
+        assert error <= 0.1, f"bfloat16 differs by {error:.1e}"
+        _, after = mixer.step(streams().bfloat16()[:, 0], final)
+        assert {key: x.dtype for key, x in after.items()} == {key: x.dtype for key, x in final.items()}
+
+
 def starting_fresh_is_starting_from_the_initial_state(case: Case) -> None:
     mixer, x = case.mixer(), streams()
     for docs in (None, documents()):
@@ -297,6 +317,7 @@ LAWS: tuple[Callable[[Case], None], ...] = (
     nothing_passed_in_is_changed,
     rows_do_not_touch_each_other,
     state_is_as_specified,
+    bfloat16_streams_with_pinned_parameters_work,
     starting_fresh_is_starting_from_the_initial_state,
     it_builds_on_meta_and_every_parameter_has_a_role,
     checkpointing_keeps_gradients,

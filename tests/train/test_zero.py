@@ -13,7 +13,7 @@ from llm.model import Decoder
 from llm.testing import run_ranks
 from llm.train.config import RunConfig, build_config
 
-pytestmark = pytest.mark.multirank
+pytestmark = [pytest.mark.multirank, pytest.mark.timeout(300)]
 STEPS, RANKS, ROWS, T, VOCABULARY = 20, 2, 8, 48, 61
 CLIP = 0.5
 STAGES, MICRO_BATCHES = (0, 1, 2, 3), (4, 2)
@@ -125,7 +125,7 @@ BF16 = [config_of(stage, 2, "bf16") for stage in (1, 2, 3)]
 @pytest.fixture(scope="module")
 def results() -> list[dict[str, Any]]:
     """Every case in one launch: starting DeepSpeed is what takes time."""
-    return run_ranks(train_cases, RANKS, [*CASES, *BF16], timeout=110)[0]
+    return run_ranks(train_cases, RANKS, [*CASES, *BF16], timeout=240)[0]
 
 
 @pytest.fixture(scope="module")
