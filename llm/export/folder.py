@@ -24,6 +24,7 @@ from llm.export.verify import verify
 from llm.model import Decoder
 
 ROOT = Path(__file__).resolve().parents[2]
+METADATA = "training_metadata.json"
 
 
 def export_folder(
@@ -40,24 +41,40 @@ def export_folder(
     """
     if out.exists() and not replace:
         raise CheckpointError(f"{out} exists already; choose another folder, delete it, or pass --replace")
+    if out.exists() and not is_export(out):
+        raise CheckpointError(f"{out} is no exported model, so --replace does not delete it; choose another folder")
+    there = next(folder for folder in out.absolute().parents if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        law = "is not writable" if there.is_dir() else "is a file"
+        raise CheckpointError(f"{out} cannot be made: {there} {law}; choose another folder")
     model = model.float().cpu().eval()
     out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    draft, old = (out.with_name(f".{out.name}.{os.getpid()}.{name}") for name in ("tmp", "old"))
     draft.mkdir()
     try:
         start = _write_tokenizer(draft, tokenizer, model.config.vocab_size, context)
         _write_code(draft, root)
         _write_config(draft, model, start)
         save_torch_state_dict({f"model.{name}": x for name, x in model.state_dict().items()}, draft, max_shard_size="5GB")
+        for weights in draft.glob("*.safetensors"):
+            # written for the owner alone; the rest of the folder follows the umask
+            weights.chmod((draft / "config.json").stat().st_mode)
         metadata = {**metadata, "versions": versions(), "parity": {"tolerance": 1e-5, "largest_difference": verify(model, draft)}}
-        (draft / "training_metadata.json").write_text(json.dumps(metadata, indent=2, default=str) + "\n")
+        (draft / METADATA).write_text(json.dumps(metadata, indent=2, default=str) + "\n")
         (draft / "README.md").write_text(model_card(out.name, model, metadata))
+        # the old folder steps aside before the new one takes its name, so that a kill in between loses neither
         if out.exists():
-            shutil.rmtree(out)
+            out.rename(old)
         draft.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return metadata
+
+
+def is_export(folder: Path) -> bool:
+    """Whether `folder` was written by `export_folder`, or is empty: then it may give way."""
+    return folder.is_dir() and (not any(folder.iterdir()) or {"config.json", METADATA} <= {path.name for path in folder.iterdir()})
 
 
 def versions() -> dict[str, str]:

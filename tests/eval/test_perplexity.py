@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from eval import lanes
 from eval.held_out import held_out
 from eval.perplexity import PerplexityConfig, perplexity
 from eval.tasks import evaluate
@@ -73,3 +74,14 @@ def test_an_unknown_task_or_setting_is_told():
         evaluate("runs/none", "perplexty", [])
     with pytest.raises(ConfigError, match="Did you mean: 'lanes'"):
         evaluate("runs/none", "perplexity", ["lane=3"])
+
+
+def test_caches_do_not_grow_with_the_lane(subject, monkeypatch):
+    """One lane of all documents: full attention keeps the slots of the document it is in, not of those that ended."""
+    texts = held_out(subject.manifest, "validation", None, None, 0)
+    slots = []
+    right = lanes.trimmed
+    monkeypatch.setattr(lanes, "trimmed", lambda *state: slots.append(right(*state)) or slots[-1])
+    perplexity(subject, PerplexityConfig(lanes=1, window=16))
+    longest = max(state["layers.2.attention.k"].shape[1] for state in slots)
+    assert longest < max(texts.scored) + 16 < texts.scored.sum()

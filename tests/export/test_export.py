@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from llm.data import DOCUMENT_TOKEN
 from llm.errors import CheckpointError, DataError
 from llm.export import folder as exporter
 from llm.export.assemble import modeling_source
+from llm.init import ROLES, parameter_roles
 
 ROOT = Path(__file__).resolve().parents[2]
 VOCABULARY = 300
@@ -80,6 +81,18 @@ def test_a_model_that_reloads_otherwise_is_refused(braid, tokenizer, tmp_path, m
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.timeout(300)
+def test_an_older_folder_gives_way(braid, tokenizer, tmp_path):
+    (tmp_path / "out").mkdir()
+    for name in ("stale", "config.json", "training_metadata.json"):
+        (tmp_path / "out" / name).touch()
+    exporter.export_folder(braid(), tokenizer, tmp_path / "out", {}, context=64, replace=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "stale" not in names
+    assert {"config.json", "model.safetensors", "modeling_braid.py", "training_metadata.json"} <= names
+
+
 def test_what_a_user_can_get_wrong(braid, tokenizer, tmp_path):
     (tmp_path / "there").mkdir()
     with pytest.raises(CheckpointError, match="exists already"):
@@ -87,3 +100,42 @@ def test_what_a_user_can_get_wrong(braid, tokenizer, tmp_path):
     with pytest.raises(DataError, match="does not fit a model of 100 ids"):
         exporter.export_folder(braid(vocab_size=100), tokenizer, tmp_path / "out", {}, context=64)
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_a_cache_goes_on_with_several_tokens(loaded):
+    tokens = torch.randint(1, VOCABULARY, (2, 40), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(tokens)
+    mask[0, :7] = 0
+    whole = loaded(tokens, attention_mask=mask, use_cache=False).logits
+    cache = loaded(tokens[:, :25], attention_mask=mask[:, :25]).past_key_values
+    later = loaded(tokens[:, 25:], attention_mask=mask, past_key_values=cache).logits
+    torch.testing.assert_close(later, whole[:, 25:], rtol=0, atol=1e-5)
+
+
+def test_a_cache_that_cannot_go_on_says_so(loaded):
+    tokens = torch.ones(1, 6, dtype=torch.long)
+    cache = loaded(tokens, attention_mask=torch.tensor([[1, 1, 1, 1, 0, 0]])).past_key_values
+    with pytest.raises(ValueError, match="pad on the left"):
+        loaded(tokens[:, :1], past_key_values=cache)
+    with pytest.raises(ValueError, match="must be a BraidCache"):
+        loaded(tokens, past_key_values=DynamicCache())
+    with pytest.raises(ValueError, match="cache_implementation"):
+        loaded.generate(tokens, cache_implementation="static", max_new_tokens=2)
+
+
+def test_decays_norms_and_biases_stay_float32(exported):
+    model = AutoModelForCausalLM.from_pretrained(exported[1], trust_remote_code=True, dtype=torch.bfloat16)
+    pinned = {name for name, role in parameter_roles(exported[0]).items() if ROLES[role].float32}
+    dtypes = {name.removeprefix("model."): parameter.dtype for name, parameter in model.named_parameters()}
+    assert pinned
+    assert dtypes == {name: torch.float32 if name in pinned else torch.bfloat16 for name in dtypes}
+    assert torch.isfinite(model(torch.ones(1, 5, dtype=torch.long)).logits).all()
+
+
+def test_a_fresh_model_starts_as_ours_do(exported):
+    config = AutoConfig.from_pretrained(exported[1], trust_remote_code=True)
+    fresh = AutoModelForCausalLM.from_config(config, trust_remote_code=True)
+    for name, role in parameter_roles(fresh.model).items():
+        assert torch.isfinite(fresh.model.get_parameter(name)).all(), name
+        if role == "norm":
+            assert (fresh.model.get_parameter(name) == 1).all(), name
