@@ -3,7 +3,9 @@
 A multiply-add is two FLOPs; norms, activations and rotations are not counted; a training step takes three forwards' worth.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 LINEAR_CHUNK = 64
@@ -97,6 +99,19 @@ def mlstm(heads: int, key: int, value: int) -> Cost:
 def mlstm_state_bytes(heads: int, key: int, value: int) -> Cost:
     """Matrix, normaliser and stabiliser, in float32."""
     return Cost(state_bytes=4 * heads * (key * value + key + 1))
+
+
+def memory(heads: int, sizes: Sequence[int], chunk: int) -> Cost:
+    """Whole chunks: errors, updates, reads of weights and momentum, scores and outputs; the product of the two decays per head."""
+    flops = chunk * (chunk + 1)
+    for layer, (i, o) in enumerate(pairwise(sizes)):
+        flops += (6 if layer else 5) * i * o + chunk * (i + o)
+    return Cost(parameters=heads * sum(i * o for i, o in pairwise(sizes)), flops=2.0 * heads * flops)
+
+
+def memory_state_bytes(heads: int, sizes: Sequence[int]) -> Cost:
+    """The float32 matrices of the family `memory`: the chunk's first, the current ones, and their momentum."""
+    return Cost(state_bytes=3 * 4 * heads * sum(i * o for i, o in pairwise(sizes)))
 
 
 def model_cost(config: Any, context: int, bytes_per_value: int = 4) -> Cost:

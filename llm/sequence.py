@@ -4,12 +4,16 @@ One method per op family. Each takes the state of that name, keeps documents apa
 state, so that isolation and carrying are written here once and never in a mixer.
 """
 
+from collections.abc import Sequence
+from itertools import chain, pairwise
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from llm.docs import Docs
 from llm.ops import dispatch, rotary
+from llm.ops.memory.naive import Memory
 from llm.ops.recurrent.cells import CELLS
 from llm.state import State, StateSpec, accumulator
 
@@ -52,6 +56,15 @@ def mlstm_state(heads: int, key: int, value: int) -> dict[str, StateSpec]:
         ".C": StateSpec((heads, key, value), torch.float32, head_dim=0),
         ".n": StateSpec((heads, key), torch.float32, head_dim=0),
         ".m": StateSpec((heads,), torch.float32, head_dim=0),
+    }
+
+
+def memory_state(heads: int, sizes: Sequence[int]) -> dict[str, StateSpec]:
+    """State of `Seq.memory`: per matrix its value at the chunk's start, its value now and its momentum, in float32."""
+    return {
+        f".{part}.{layer}": StateSpec((heads, *size), torch.float32, head_dim=0)
+        for part in Memory._fields
+        for layer, size in enumerate(pairwise(sizes))
     }
 
 
@@ -102,9 +115,20 @@ class Seq:
         return y
 
     def attention(
-        self, name: str, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGV: Tensor, *, window: int | None = None, scale: float | None = None
+        self,
+        name: str,
+        q_BTHK: Tensor,
+        k_BTGK: Tensor,
+        v_BTGV: Tensor,
+        *,
+        window: int | None = None,
+        scale: float | None = None,
+        prefix: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Causal softmax attention `[B, T, H, V]`; the window counts the token itself; scale is K^-1/2 unless given."""
+        """Causal softmax attention `[B, T, H, V]`; the window counts the token itself; scale is K^-1/2 unless given.
+
+        `prefix`: keys and values `[n, G, *]` of no token, which every query sees.
+        """
         k, v = k_BTGK, v_BTGV
         valid = self.state[f"{name}.valid"]
         if self.fresh:
@@ -113,7 +137,8 @@ class Seq:
             k = torch.cat([self.state[f"{name}.k"].to(k.dtype), k], 1)
             v = torch.cat([self.state[f"{name}.v"].to(v.dtype), v], 1)
         scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
-        y = dispatch.run("attention", self.tokens, q_BTHK, k, v, valid, self.starts_BT, window=window, scale=scale)
+        streams = (k, v, valid, self.starts_BT)
+        y = dispatch.run("attention", self.tokens, q_BTHK, *streams, window=window, scale=scale, prefix=prefix)
         self._keep_cache(name, k, v, valid, window)
         return y
 
@@ -171,6 +196,32 @@ class Seq:
         h, after = dispatch.run("mlstm", self.tokens, q_BTHK, *streams, state, self.starts_BT, scale=scale)
         self.new_state |= dict(zip(keys, after, strict=True))
         return h
+
+    def memory(
+        self,
+        name: str,
+        q_BTHK: Tensor,
+        k_BTHK: Tensor,
+        v_BTHV: Tensor,
+        log_keep_BTH: Tensor,
+        log_momentum_BTH: Tensor,
+        step_BTH: Tensor,
+        initial: Sequence[Tensor],
+        *,
+        chunk: int,
+    ) -> Tensor:
+        """Weights that learn to map k to v by gradient steps with momentum and forgetting, read at q: `[B, T, H, V]`.
+
+        `initial`: the matrices `[H, in, out]` that every document starts from. The logs are <= 0, the step >= 0.
+        """
+        exact = accumulator(v_BTHV.dtype)
+        keys = [[f"{name}.{part}.{layer}" for layer in range(len(initial))] for part in Memory._fields]
+        state = Memory(*(tuple(self.state[key].to(exact) for key in part) for part in keys))
+        position_BT = None if self.fresh and self.docs is None else self.position_BT
+        streams = (k_BTHK, v_BTHV, log_keep_BTH, log_momentum_BTH, step_BTH)
+        y, after = dispatch.run("memory", self.tokens, q_BTHK, *streams, tuple(initial), state, position_BT, chunk=chunk)
+        self.new_state |= dict(zip(chain(*keys), chain(*after), strict=True))
+        return y
 
 
 def _last(x: Tensor, count: int) -> Tensor:

@@ -9,6 +9,7 @@ from llm.mixers.mlstm_paper import MLSTMPaper, MLSTMPaperConfig
 from llm.mixers.recurrent import GRUConfig, LSTMConfig, Recurrent
 from llm.mixers.retention import Retention, RetentionConfig
 from llm.mixers.slstm import SLSTM, SLSTMConfig
+from llm.mixers.titans import Titans, TitansConfig
 
 MIXERS: dict[str, tuple[type, type[Mixer]]] = {
     "attention": (AttentionConfig, Attention),
@@ -20,4 +21,5 @@ MIXERS: dict[str, tuple[type, type[Mixer]]] = {
     "mlstm_paper": (MLSTMPaperConfig, MLSTMPaper),
     "retention": (RetentionConfig, Retention),
     "slstm": (SLSTMConfig, SLSTM),
+    "titans": (TitansConfig, Titans),
 }

@@ -17,6 +17,8 @@ from llm.ops.conv import naive as conv_naive
 from llm.ops.linear import chunk as linear_chunk
 from llm.ops.linear import mlstm as mlstm_chunk
 from llm.ops.linear import naive as linear_naive
+from llm.ops.memory import chunk as memory_chunk
+from llm.ops.memory import naive as memory_naive
 from llm.ops.recurrent import chunk as recurrent_chunk
 from llm.ops.recurrent import naive as recurrent_naive
 from llm.ops.scan import chunk as scan_chunk
@@ -27,6 +29,7 @@ IMPLEMENTATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "attention": (attention_naive.attention, attention_chunk.attention),
     "conv": (conv_naive.conv, conv_chunk.conv),
     "linear": (linear_naive.linear, linear_chunk.linear),
+    "memory": (memory_naive.memory, memory_chunk.memory),
     "recurrent": (recurrent_naive.recurrent, recurrent_chunk.recurrent),
     "scan": (scan_naive.scan, scan_chunk.scan),
     "mlstm": (linear_naive.mlstm, mlstm_chunk.mlstm),

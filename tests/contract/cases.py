@@ -18,6 +18,8 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("mamba", {"state": 3, "taps": 2, "dt_rank": 2}),
     ("mamba2", {"heads": 4, "groups": 2, "state": 5, "taps": 2}),
     ("slstm", {"heads": 4, "taps": 0}),
+    ("titans", {"heads": 2, "variant": "mag", "window": 9, "persistent": 3, "depth": 2, "chunk": 16}),
+    ("titans", {"heads": 2, "variant": "mal", "window": 70, "step_max": 0.05}),
     ("retention", {"heads": 4, "value_factor": 1, "rope_theta": None}),
 )
 

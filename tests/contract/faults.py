@@ -14,6 +14,7 @@ from llm.ops import dispatch, rotary
 from llm.ops.conv import chunk as conv_chunk
 from llm.ops.linear import chunk as linear_chunk
 from llm.ops.linear import naive as linear_naive
+from llm.ops.memory import chunk as memory_chunk
 from llm.ops.recurrent import cells
 from llm.ops.recurrent import chunk as recurrent_chunk
 from llm.ops.scan import chunk as scan_chunk
@@ -130,6 +131,32 @@ def cell_forgets_the_gradient_of_its_state() -> AbstractContextManager:
     return patch.object(cells.LSTM, "back", wrong)
 
 
+def memory_chunks_run_on_over_documents() -> AbstractContextManager:
+    def wrong(*streams: Any, **kw: Any) -> Any:
+        *rest, position = streams
+        if position is not None:
+            running = position[:, :1] + torch.arange(position.shape[1]) + kw["chunk"]
+            position = torch.where(position == 0, 0, running)
+        return memory_chunk.memory(*rest, position, **kw)
+
+    return _many("memory", wrong)
+
+
+def memory_keeps_its_momentum_at_a_start() -> AbstractContextManager:
+    right = memory_chunk._restarted
+    return patch.object(memory_chunk, "_restarted", lambda *args: (right(*args)[0], args[-1]))
+
+
+def memory_takes_gradients_at_its_current_weights() -> AbstractContextManager:
+    right = memory_chunk._handed_on
+
+    def wrong(*args: Any) -> Any:
+        *rest, state, placed = args
+        return right(*rest, state._replace(start=state.weights), placed)
+
+    return patch.object(memory_chunk, "_handed_on", wrong)
+
+
 def cache_of_an_ended_document_stays_valid() -> AbstractContextManager:
     right = Seq._keep_cache
 
@@ -172,6 +199,9 @@ FAULTS: dict[Callable[[], AbstractContextManager], tuple[str, str]] = {
     scan_decays_with_the_step_before: ("mamba", "steps_are_one_pass"),
     cell_ignores_documents: ("slstm", "nothing_before_a_start_touches_it"),
     cell_forgets_the_gradient_of_its_state: ("lstm", "gradients_are_right"),
+    memory_chunks_run_on_over_documents: ("titans", "a_packed_document_is_the_document_alone"),
+    memory_keeps_its_momentum_at_a_start: ("titans", "nothing_before_a_start_touches_it"),
+    memory_takes_gradients_at_its_current_weights: ("titans", "splitting_changes_nothing"),
     cache_of_an_ended_document_stays_valid: ("attention", "nothing_before_a_start_touches_it"),
     attention_ignores_documents: ("attention", "nothing_before_a_start_touches_it"),
     rotary_position_is_not_restarted: ("attention", "nothing_before_a_start_touches_it"),

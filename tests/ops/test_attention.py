@@ -62,6 +62,21 @@ def test_definition_is_masked_attention(window):
     assert error(got, want) <= 1e-12
 
 
+@pytest.mark.parametrize("window", [None, 16])
+@pytest.mark.parametrize("past", [0, 7])
+@pytest.mark.parametrize("documents", [False, True])
+def test_blocks_with_a_prefix_are_the_definition(window, past, documents):
+    """Keys and values of no token, seen by all: also in their gradients."""
+    inputs = [*streams(300, past, torch.float64), torch.randn(3, G, K).double(), torch.randn(3, G, V).double()]
+    valid, at = torch.ones(B, past, dtype=torch.bool), starts(300) if documents else None
+    results = []
+    for op in (chunk.attention, naive.attention):
+        with_prefix = lambda q, k, v, pk, pv, *rest, op=op, **kw: op(q, k, v, *rest, prefix=(pk, pv), **kw)  # noqa: E731
+        results.append(values_and_gradients(with_prefix, inputs, valid, at, window=window))
+    for got, want in zip(*results, strict=True):
+        assert error(got, want) <= 1e-12
+
+
 def test_nothing_of_size_tokens_squared_is_made():
     """The largest tensor that a windowed pass with documents allocates stays below T x T."""
     from torch.utils._python_dispatch import TorchDispatchMode

@@ -20,13 +20,14 @@ def attention(
     *,
     window: int | None = None,
     scale: float,
+    prefix: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """y `[B, T, H, V]`. The first P = S - T keys are the cache; `valid_BP` says which belong to the continued document."""
+    """y `[B, T, H, V]`. Arguments: as in `naive.attention`."""
     T, S = q_BTHK.shape[1], k_BSGK.shape[1]
     past = S - T
     q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BSGK, v_BSGV))
     grouped = k.shape[1] != q.shape[1]
-    if past == 0 and starts_BT is None and (window is None or window >= T):
+    if prefix is None and past == 0 and starts_BT is None and (window is None or window >= T):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped).transpose(1, 2)
 
     document_BS = _documents(valid_BP, starts_BT, T)
@@ -38,8 +39,20 @@ def attention(
         keys = slice(first, past + stop)
         mask = _mask(document_BS, past + start, past + stop, first, window)
         part = q[:, :, start:stop], k[:, :, keys], v[:, :, keys]
+        if prefix is not None:
+            part, mask = _with_prefix(part, mask, prefix)
         outputs.append(F.scaled_dot_product_attention(*part, attn_mask=mask, scale=scale, enable_gqa=grouped))
     return torch.cat(outputs, 2).transpose(1, 2)
+
+
+def _with_prefix(
+    part: tuple[Tensor, Tensor, Tensor], mask: Tensor, prefix: tuple[Tensor, Tensor]
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+    """A block's queries, keys and values `[B, H or G, *, *]` and its mask, with keys `[n, G, *]` before them that all see."""
+    q, k, v = part
+    more = (x.to(k.dtype).transpose(0, 1).expand(len(k), -1, -1, -1) for x in prefix)
+    k, v = (torch.cat([x, tokens], 2) for x, tokens in zip(more, (k, v), strict=True))
+    return (q, k, v), F.pad(mask, (len(prefix[0]), 0), value=True)
 
 
 def _documents(valid_BP: Tensor, starts_BT: Tensor | None, T: int) -> Tensor:

@@ -1,0 +1,107 @@
+"""Titans' variants: steps are one pass at length, the layer is the paper's loop, impossible settings are refused."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from llm.docs import Docs
+from llm.errors import ConfigError
+from llm.init import initialise
+from llm.mixers.titans import Titans, TitansConfig
+from llm.sequence import Seq
+
+WIDTH, HEADS, TOKENS = 16, 2, 1000
+VARIANTS = {
+    "mlp": {"depth": 2},
+    "mag": {"variant": "mag", "window": 20, "persistent": 2},
+    "mal": {"variant": "mal", "window": 20, "persistent": 2},
+}
+
+
+def layer(dtype: torch.dtype = torch.float32, **settings) -> Titans:
+    mixer = Titans(TitansConfig(heads=HEADS, **settings), WIDTH).to(dtype)
+    initialise(mixer, seed=0, depth=1)
+    with torch.no_grad():
+        mixer.rate_weight.normal_(std=WIDTH**-0.5, generator=torch.Generator().manual_seed(2))
+    return mixer
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_thousand_steps_are_one_pass(name):
+    mixer = layer(**VARIANTS[name])
+    x = torch.randn(2, TOKENS, WIDTH, generator=torch.Generator().manual_seed(0))
+    starts = torch.zeros(2, TOKENS, dtype=torch.bool)
+    starts[0, [0, 300]] = starts[1, [0, 301, 777]] = True
+    with torch.no_grad():
+        whole, _ = mixer(x, None, Docs(starts))
+        state, steps = mixer.init_state(2), []
+        for t in range(TOKENS):
+            y, state = mixer.step(x[:, t], state, starts[:, t])
+            steps.append(y)
+    assert (torch.stack(steps, 1) - whole).norm() / whole.norm() <= 1e-4
+    assert all(state[key].shape[1:] == spec.shape for key, spec in mixer.full_state_spec().items())
+
+
+def test_layer_is_the_paper_s_loop():
+    """Equations 8-15 with their data-dependent rates, one token of one head at a time; the gradient is autograd's."""
+    mixer, chunk = layer(torch.float64, chunk=5), 5
+    x = torch.randn(1, 23, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        padded = F.pad(mixer.qkv_proj(x)[0], (0, 0, 3, 0))
+        qkv = F.silu(torch.stack([(padded[t : t + 4] * mixer.conv_weight.T).sum(0) for t in range(23)]))
+        q, k, v = qkv.view(23, 3, HEADS, -1).unbind(1)
+        q, k = q / q.norm(dim=-1, keepdim=True), k / k.norm(dim=-1, keepdim=True)
+        rates = (x[0] @ mixer.rate_weight.T).view(23, 3, HEADS)
+        alpha = 1 - (rates[:, 0] + mixer.keep_bias).sigmoid()
+        eta, theta = (rates[:, 1] + mixer.momentum_bias).sigmoid(), (rates[:, 2] + mixer.step_bias).sigmoid() / chunk
+    reads = torch.empty(23, HEADS, WIDTH // HEADS, dtype=torch.float64)
+    for h in range(HEADS):
+        memory, surprise = mixer.initial_0.detach()[h], 0.0
+        for t in range(23):
+            if t % chunk == 0:
+                start = memory.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad((k[t, h] @ start - v[t, h]).square().sum(), start)
+            surprise = eta[t, h] * surprise - theta[t, h] * gradient
+            memory = (1 - alpha[t, h]) * memory + surprise
+            reads[t, h] = q[t, h] @ memory
+    normed = F.layer_norm(reads, reads.shape[-1:], eps=1e-6).flatten(-2)
+    want = mixer.out_proj(normed * F.silu(mixer.gate_proj(x[0])))
+    torch.testing.assert_close(mixer(x)[0][0], want, rtol=1e-10, atol=1e-12)
+
+
+def test_attention_sees_persistent_tokens_and_the_window():
+    """A softmax over the learned keys and the window's, written out; in mag the memory's reads are its gate."""
+    mixer = layer(torch.float64, variant="mag", window=3, persistent=2, rope_theta=None)
+    x = torch.randn(1, 9, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    q, k, v = mixer.attention_proj(x[0]).view(9, 3, HEADS, -1).unbind(1)
+    attended = torch.empty_like(q)
+    for t in range(9):
+        near = slice(max(0, t - 2), t + 1)
+        for h in range(HEADS):
+            keys, values = torch.cat([mixer.persistent_k[:, h], k[near, h]]), torch.cat([mixer.persistent_v[:, h], v[near, h]])
+            attended[t, h] = (keys @ q[t, h] * q.shape[-1] ** -0.5).softmax(-1) @ values
+    normed = F.layer_norm(attended, q.shape[-1:], eps=1e-6).flatten(-2)
+    reads = mixer.remember(x, Seq(mixer.init_state(1, dtype=torch.float64), True, None, 9))
+    torch.testing.assert_close(mixer(x)[0], mixer.out_proj(normed * F.silu(reads)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"variant": "mem"}, "must be one of memory, mag, mal"),
+        ({"window": 5}, "variant memory has not"),
+        ({"persistent": 5}, "variant memory has not"),
+        ({"variant": "mag"}, "use 1 or more"),
+        ({"variant": "mal", "window": 4, "persistent": -1}, "use 0 or more"),
+        ({"variant": "mal", "window": 4, "heads": 16}, "rope_theta=null"),
+        ({"depth": 3}, "use 1 or 2"),
+        ({"chunk": 0}, "must be at least 1"),
+        ({"step_max": 0.0}, "must be positive"),
+        ({"heads": 3}, "use a divisor"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        replace(TitansConfig(heads=HEADS), **settings).check("model.layers.t.mixer", WIDTH)
