@@ -5,7 +5,10 @@ Files are read twice, once for the tokenizer's sample and once to encode, so mem
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +20,7 @@ from data_prep.bpe import train_bpe
 from data_prep.card import write_card
 from data_prep.clean import Report, read_document
 from data_prep.recipe import Recipe
-from llm.data.manifest import NAME, Manifest, Source, write_whole
+from llm.data.manifest import NAME, TOKENIZER, Manifest, Source, write_whole
 from llm.data.tokenizer import parse_tokenizer
 from llm.data.write import DatasetWriter
 from llm.errors import DataError
@@ -26,6 +29,8 @@ TRAIN, VALIDATION = "train", "validation"
 # what the dataset was prepared from; lets a second run see that there is nothing to do
 RECORD = "prepared.json"
 BATCH_CHARACTERS = 1 << 20
+# what a preparation that was cut short may have left
+WRITTEN = re.compile(r"shard-\d+\.tar|tokenizer\.json|CARD\.md|prepared\.json")
 
 
 class File(NamedTuple):
@@ -50,9 +55,11 @@ def prepare(recipe: Recipe, replace: bool = False) -> Manifest:
         replace: overwrite the dataset there, whatever made it.
 
     Raises:
-        DataError: no text, a tokenizer that is none, or a folder that holds another dataset.
+        DataError: no text, a tokenizer that is none, or a folder that holds another dataset or other files. What is there is
+            touched only once there is text to write.
     """
     out = Path(recipe.out)
+    _check_place(out)
     files = [File(source, name, path) for source, config in recipe.sources.items() for name, path in config.documents()]
     record = {"recipe": recipe.hash, "files": _fingerprint(files)}
     if (out / NAME).exists():
@@ -62,9 +69,22 @@ def prepare(recipe: Recipe, replace: bool = False) -> Manifest:
             raise DataError(
                 f"out ({out}) holds a dataset of another recipe or of other files; choose another out=..., or add --replace"
             )
-        (out / NAME).unlink()
     with progress_bars() as bars:
         return _prepare(recipe, out, files, record, bars)
+
+
+def _check_place(out: Path) -> None:
+    """Raise DataError unless `out` is a dataset, an interrupted one, empty, or can be made."""
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        law = "is not writable" if there.is_dir() else "is a file"
+        raise DataError(f"out ({out}) cannot be made: {there} {law}; choose another out=...")
+    if there != out or (out / NAME).exists():
+        return
+    names = sorted(path.name for path in out.iterdir())
+    foreign = [name for name in names if not name.startswith(".") and not WRITTEN.fullmatch(name)]
+    if foreign or (names and TOKENIZER not in names):
+        raise DataError(f"out ({out}) holds other files ({(foreign or names)[0]}); choose another out=..., or an empty folder")
 
 
 def progress_bars() -> Progress:
@@ -76,15 +96,18 @@ def progress_bars() -> Progress:
 def _prepare(recipe: Recipe, out: Path, files: list[File], record: dict, bars: Progress) -> Manifest:
     tokenizer_json = _tokenizer(recipe, files, bars)
     sources = {name: Source(float(source.weight), source.licence) for name, source in recipe.sources.items()}
-    writer = DatasetWriter(out, tokenizer_json, sources, recipe.shard_tokens, recipe.hash)
-    tokenizer = parse_tokenizer(tokenizer_json)
+    tokenizer = parse_tokenizer(tokenizer_json, recipe.tokenizer.path or TOKENIZER)
     reports = {name: Report() for name in recipe.sources}
-    for batch in _batches(_texts(recipe, files, reports, bars, "encode")):
+    batches = _batches(_texts(recipe, files, reports, bars, "encode"))
+    first = next(batches, None)
+    if first is None:
+        raise DataError(f"sources ({', '.join(sources)}) hold no text at all; see that their files are UTF-8 and not empty")
+    (out / NAME).unlink(missing_ok=True)
+    writer = DatasetWriter(out, tokenizer_json, sources, recipe.shard_tokens, recipe.hash)
+    for batch in chain([first], batches):
         encodings = tokenizer.encode_batch_fast([document.text for document in batch], add_special_tokens=False)
         for document, encoding in zip(batch, encodings, strict=True):
             writer.add(document.source, _split(document.text, recipe.validation), encoding.ids, len(document.text.encode()))
-    if not any(report.counts["kept"] for report in reports.values()):
-        raise DataError(f"sources ({', '.join(sources)}) hold no text at all; see that their files are UTF-8 and not empty")
     manifest = writer.close()
     write_card(manifest, recipe, reports)
     write_whole(out / RECORD, json.dumps(record, indent=1).encode())

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -57,12 +58,15 @@ def load_recipe(words: list[str]) -> Recipe:
     if not recipe.sources:
         raise ConfigError("sources (none) must name at least one source; write sources: {NAME: {kind: files, files: [...]}}")
     for name, source in recipe.sources.items():
-        if not source.weight >= 0:
-            raise ConfigError(f"sources.{name}.weight ({source.weight}) must not be negative; use 0 to keep it out of training")
+        if not 0 <= source.weight < math.inf:
+            law = "must not be negative or infinite"
+            raise ConfigError(f"sources.{name}.weight ({source.weight}) {law}; use 0 to keep it out of training")
     if not 0 <= recipe.validation < 1:
         raise ConfigError(f"validation ({recipe.validation}) is the share of documents held out; use 0 <= validation < 1")
     if recipe.shard_tokens < 1:
         raise ConfigError(f"shard_tokens ({recipe.shard_tokens}) must be positive; 67108864 makes shards of 128 MB")
+    if recipe.tokenizer.sample_bytes < 1:
+        raise ConfigError(f"tokenizer.sample_bytes ({recipe.tokenizer.sample_bytes}) must be positive; 8000000 is a good start")
     if recipe.tokenizer.path is None and recipe.tokenizer.vocabulary < 257:
         raise ConfigError(
             f"tokenizer.vocabulary ({recipe.tokenizer.vocabulary}) must hold 256 bytes and the document token; use >= 257"

@@ -16,7 +16,7 @@ from data_prep.prepare import prepare, progress_bars
 from data_prep.recipe import load_recipe
 from data_prep.verify import verify
 from llm.data import Manifest, documents, load_tokenizer
-from llm.errors import BraidError
+from llm.errors import BraidError, ConfigError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -65,6 +65,8 @@ def _verify(arguments: argparse.Namespace) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> None:
+    if arguments.n < 0:
+        raise ConfigError(f"n ({arguments.n}) is a number of documents; use 0 or more")
     manifest = Manifest.load(arguments.dataset)
     tokenizer = load_tokenizer(manifest.tokenizer_path)
     for k, document in enumerate(islice(documents(manifest, arguments.split), arguments.n)):

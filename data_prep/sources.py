@@ -23,6 +23,8 @@ class FilesSource:
 
     def documents(self) -> list[tuple[str, Path]]:
         """(document id, file), sorted by id. Raises DataError when a glob matches nothing."""
+        if not self.files:
+            raise DataError("files (none) must name at least one file; write files: ['folder/**/*.txt']")
         found = set()
         for pattern in self.files:
             matches = [name for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]

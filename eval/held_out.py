@@ -30,6 +30,8 @@ def held_out(manifest: Manifest, split: str, max_tokens: int | None, max_bytes: 
     for name, limit in (("max_tokens", max_tokens), ("max_bytes", max_bytes)):
         if limit is not None and limit < 1:
             raise ConfigError(f"{name} ({limit}) must be at least 1; leave it out to use the whole split")
+    if seed < 0:
+        raise ConfigError(f"seed ({seed}) must not be negative")
     found = [(document.tokens.astype(np.int32), document.text_bytes) for document in documents(manifest, split)]
     tokens, sizes = [t for t, _ in found], np.array([size for _, size in found], dtype=np.int64)
     if max_tokens is not None or max_bytes is not None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llm.cost import Cost, model_cost
-from llm.errors import BraidError
+from llm.errors import BraidError, ConfigError
 from llm.train.config import RunConfig, load_config
 
 
@@ -28,6 +28,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = load_config(words)
         config.model.check("model")
+        if config.data.sequence_length < 1:
+            raise ConfigError(f"data.sequence_length ({config.data.sequence_length}) must be at least 1")
     except BraidError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -38,10 +38,12 @@ def load(schema: type[Schema], words: Sequence[str], kinds: Kinds) -> Schema:
     for file in files:
         merged = _merge(merged, _read(_find(file, Path.cwd()), including=()))
     for word in overrides:
+        if word.startswith("="):
+            raise ConfigError(f"override {word!r} names no key; write key.path=value")
         try:
             merged = _merge(merged, _plain(OmegaConf.from_dotlist([word])))
         except Exception as error:
-            raise ConfigError(f"{word!r} is not an override: {error}; write key.path=value") from None
+            raise ConfigError(f"{word!r} is not an override: {_one_line(error)}; write key.path=value") from None
     return build(schema, merged, kinds)
 
 
@@ -54,8 +56,8 @@ def build(schema: type[Schema], values: Mapping, kinds: Kinds) -> Schema:
                 parent[key] = _with_kind(parent.get(key, "none"), path, table)
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), node))  # type: ignore[return-value]
-    except OmegaConfBaseException as error:
-        raise ConfigError(_sentence(error)) from None
+    except (OmegaConfBaseException, TypeError) as error:
+        raise ConfigError(_misplaced_list(schema, node) or _sentence(error)) from None
 
 
 def to_yaml(config: Any) -> str:
@@ -67,6 +69,8 @@ def _find(name: str, folder: Path) -> Path:
     for candidate in (folder / name, configs_root() / name, configs_root().parent / name):
         if candidate.is_file():
             return candidate
+    if (folder / name).is_dir():
+        raise ConfigError(f"config file {name} is a folder; name a file in it")
     raise ConfigError(
         f"config file {name} does not exist in {folder} nor in {configs_root()}; overrides are written key.path=value"
     )
@@ -82,12 +86,15 @@ def _read(path: Path, including: tuple[Path, ...]) -> dict:
     try:
         node = _plain(OmegaConf.load(path))
     except Exception as error:
-        raise ConfigError(f"{path} is no valid YAML: {error}") from None
+        raise ConfigError(f"{path} is no valid YAML: {_one_line(error)}; correct it there") from None
     if not isinstance(node, dict):
         raise ConfigError(f"{path} holds a list; a config file holds keys and values")
     included = node.pop("include", [])
+    names = [included] if isinstance(included, str) else included
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{path}: include ({included}) must name files; write include: [FILE.yaml, ...]")
     merged: dict = {}
-    for name in [included] if isinstance(included, str) else included:
+    for name in names:
         merged = _merge(merged, _read(_find(name, path.parent), (*including, path)))
     return _merge(merged, node)
 
@@ -131,8 +138,35 @@ def _with_kind(node: Any, path: str, table: Mapping[str, type]) -> DictConfig:
         raise ConfigError(_sentence(error, path)) from None
 
 
-def _sentence(error: OmegaConfBaseException, prefix: str = "") -> str:
+def _sentence(error: Exception, prefix: str = "") -> str:
     """One line from OmegaConf's several, with the full path of the key in front."""
-    key = ".".join(part for part in (prefix, str(error.full_key or "")) if part)
+    key = ".".join(part for part in (prefix, str(getattr(error, "full_key", None) or "")) if part)
     law = str(error).splitlines()[0]
-    return f"{key} is not set; it has no default" if "missing mandatory value" in law.lower() else f"{key}: {law}"
+    if "missing mandatory value" in law.lower():
+        return f"{key} is not set; it has no default"
+    return f"{key} must be a list; write {key}=[...]" if "is not a ListConfig" in law else f"{key}: {law}"
+
+
+def _misplaced_list(schema: type, node: DictConfig) -> str | None:
+    """The sentence about a list where keys and values belong, which OmegaConf reports without its key; None: there is none."""
+    for path, value in _lists(node, ""):
+        alone = OmegaConf.create({})
+        OmegaConf.update(alone, path, value, force_add=True)
+        try:
+            OmegaConf.merge(OmegaConf.structured(schema), alone)
+        except (OmegaConfBaseException, TypeError):
+            return f"{path} ({value}) is a list where keys and values belong; write {path}: {{NAME: ...}}"
+    return None
+
+
+def _lists(node: Any, path: str) -> list[tuple[str, ListConfig]]:
+    """(path, value) of the lists below a node, in reading order."""
+    if isinstance(node, ListConfig):
+        return [(path, node)]
+    if not isinstance(node, DictConfig) or node._is_none():
+        return []
+    return [found for key in map(str, node) for found in _lists(node._get_node(key), f"{path}.{key}" if path else key)]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -3,6 +3,7 @@
 Nucleus sampling: Holtzman et al., arXiv:1904.09751 sec. 3.1.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +31,12 @@ class Sampling:
         """Raises ConfigError."""
         if self.tokens < 1:
             raise ConfigError(f"tokens ({self.tokens}) must be at least 1")
-        if self.temperature < 0:
-            raise ConfigError(f"temperature ({self.temperature}) must not be negative; 0 takes the most likely token")
+        if not 0 <= self.temperature < math.inf:
+            raise ConfigError(f"temperature ({self.temperature}) must be finite and not negative; 0 takes the most likely token")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p ({self.top_p}) is a share of probability; use 0 < top_p <= 1")
+        if not 0 <= self.seed < 1 << 63:
+            raise ConfigError(f"seed ({self.seed}) must be at least 0 and below 2^63")
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str, vocab_size: int) -> list[int]:
@@ -45,6 +48,8 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, vocab_size: int) -> list[in
     start = tokenizer.token_to_id(DOCUMENT_TOKEN)
     if start is None:
         raise DataError(f"the tokenizer lacks the token {DOCUMENT_TOKEN}, which opens every document; use the run's own tokenizer")
+    if not prompt.isascii() and prompt.encode(errors="replace").decode() != prompt:
+        raise DataError(f"the prompt ({prompt!r}) is not valid UTF-8; encode it so")
     ids = [start, *tokenizer.encode(prompt, add_special_tokens=False).ids]
     if max(ids) >= vocab_size:
         raise DataError(f"the tokenizer gives id {max(ids)} where the model has {vocab_size}; use the tokenizer of the model's run")

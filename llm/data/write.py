@@ -42,10 +42,11 @@ class DatasetWriter:
     ):
         if (folder / NAME).exists():
             raise DataError(f"{folder} holds a dataset already; choose another folder or delete that one")
+        # refuses a tokenizer that is none before anything is written
+        self._tokenizer = tokenizer_info(tokenizer)
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / TOKENIZER, tokenizer)
         self._folder, self._sources, self._shard_tokens, self._recipe = folder, dict(sources), shard_tokens, recipe
-        self._tokenizer = tokenizer_info(tokenizer)
         self._dtype = token_dtype(self._tokenizer.vocabulary)
         self._piles: dict[tuple[str, str], _Pile] = {}
         self._shards: list[Shard] = []

@@ -74,7 +74,9 @@ def read_seal(checkpoint: Path) -> dict[str, list] | None:
         sealed = json.loads((checkpoint / FILES).read_text())
     except (OSError, ValueError):
         return None
-    return sealed if isinstance(sealed, dict) and sealed else None
+    if not isinstance(sealed, dict) or not all(isinstance(entry, list) and len(entry) == 2 for entry in sealed.values()):
+        return None
+    return sealed or None
 
 
 def damage(checkpoint: Path, names: Iterable[str] | None = None) -> str | None:
@@ -83,6 +85,8 @@ def damage(checkpoint: Path, names: Iterable[str] | None = None) -> str | None:
     if sealed is None:
         return f"{FILES} is missing or damaged"
     for name in sealed if names is None else names:
+        if name not in sealed:
+            return f"{FILES} does not name {name}"
         size, hash_ = sealed[name]
         path = checkpoint / name
         if not path.is_file():

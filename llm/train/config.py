@@ -1,5 +1,6 @@
 """A run's whole config: what to train, on what, how and over which ranks; and the laws between its parts."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -25,12 +26,12 @@ class OptimizerConfig:
 
     def check(self, where: str) -> None:
         """Raises ConfigError."""
-        if self.lr <= 0 or self.eps <= 0:
-            raise ConfigError(f"{where}.lr ({self.lr}) and {where}.eps ({self.eps}) must be positive")
+        if not (0 < self.lr < math.inf and 0 < self.eps < math.inf):
+            raise ConfigError(f"{where}.lr ({self.lr}) and {where}.eps ({self.eps}) must be positive and finite")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"{where}.betas ({self.betas}) must be two numbers, at least 0 and less than 1")
-        if self.weight_decay < 0:
-            raise ConfigError(f"{where}.weight_decay ({self.weight_decay}) must not be negative; 0 switches it off")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(f"{where}.weight_decay ({self.weight_decay}) must be finite and not negative; 0 switches it off")
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ class TrainConfig:
                 raise ConfigError(f"train.{name} ({getattr(self, name)}) must not be negative; 0 is at the end only")
         for name in ("micro_batch", "validation_sequences", "clip", "peak_flops"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"train.{name} ({value}) must be positive, or null")
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"train.{name} ({value}) must be finite and positive, or null")
         self.optimizer.check("train.optimizer")
         self.schedule.check("train.schedule", self.steps)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from llm.errors import CheckpointError
+from llm.errors import CheckpointError, ConfigError
 from llm.model import Decoder
 from llm.train import checkpoint_files as files
 from llm.train.config import RunConfig
@@ -32,8 +32,9 @@ def load_model(run_or_checkpoint: str | Path, device: torch.device | str = "cpu"
         run_or_checkpoint: a run folder, of which the newest whole checkpoint is taken, or a checkpoint folder.
 
     Raises:
-        CheckpointError: neither of the two, or damaged.
+        CheckpointError: neither of the two, or damaged. ConfigError: a device that is not here.
     """
+    check_device(device)
     checkpoint = find_checkpoint(Path(run_or_checkpoint))
     config = read_config(checkpoint / files.CONFIG)
     progress = json.loads((checkpoint / files.PROGRESS).read_text())
@@ -44,6 +45,15 @@ def load_model(run_or_checkpoint: str | Path, device: torch.device | str = "cpu"
     run = checkpoint.parents[1] if (checkpoint.parents[1] / files.CONFIG).is_file() else None
     info = CheckpointInfo(checkpoint, run, progress["step"], progress["tokens"], checkpoint / files.TOKENIZER)
     return model.eval(), config, info
+
+
+def check_device(device: torch.device | str) -> None:
+    """Raise ConfigError unless tensors can be made on this device."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        here = ["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
+        raise ConfigError(f"device ({device}) is not on this machine; use {' or '.join(here)}") from None
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -1,5 +1,6 @@
 """The train loop: batches -> micro-steps -> optimizer step -> metrics -> validation -> checkpoint."""
 
+import sys
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -64,6 +65,11 @@ def train(config: RunConfig, folder: RunFolder, world: World, manifest: Manifest
         with StopRequest() as stop:
             loop(run, stop)
         return run.step
+    except DataError as error:
+        # the first rank, which speaks for all, may never read the damaged shard
+        if not world.first:
+            print(f"error on rank {world.rank}: {error}", file=sys.stderr, flush=True)
+        raise
     finally:
         batches.close()
 

@@ -9,6 +9,7 @@ runs/NAME/  config.yaml       resolved; resuming needs no other file
 """
 
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -82,8 +83,9 @@ class RunFolder:
         return read_config(self.config)
 
     def check_same(self, config: RunConfig) -> None:
-        """Raise ConfigError when a run is here whose config computes something else."""
+        """Raise ConfigError when a run is here whose config computes something else, or where no run can be."""
         if not self.config.is_file():
+            self._check_place()
             return
         differing = differences(self.read_config(), config)
         if differing:
@@ -92,6 +94,13 @@ class RunFolder:
                 f"{self.path} holds a run with another config ({shown}); resume that run with `pretrain.py {self.path}`, "
                 "or start a new one with name=ANOTHER"
             )
+
+    def _check_place(self) -> None:
+        """Raise ConfigError when no folder can be made here."""
+        there = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            law = "is not writable" if there.is_dir() else "is a file"
+            raise ConfigError(f"run folder {self.path} cannot be made: {there} {law}; choose another with runs=FOLDER or name=NAME")
 
     def write(self, config: RunConfig, manifest: Manifest) -> None:
         """Make the folder, or bring it up to date with this start. One rank calls it."""
