@@ -93,6 +93,7 @@ def _steps(words: list[str], config: RunConfig) -> list[Step]:
     exported = _exported(config)
     deepspeed = [
         str(Path(python).parent / "deepspeed"),
+        "--quiet",
         "--num_accelerators",
         str(_ranks(config)),
         _script("launch/pretrain.py"),
@@ -133,7 +134,9 @@ def _environment() -> dict[str, str]:
     """The launcher and the extension builder look for their programs on PATH; two ranks share the cores."""
     threads = str(max(1, (os.cpu_count() or 2) // 2))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    return {"OMP_NUM_THREADS": threads, **os.environ, "PATH": path}
+    # DeepSpeed warns at every start that it found no GPU, unless it is told
+    device = {} if torch.cuda.is_available() else {"DS_ACCELERATOR": "cpu"}
+    return {"OMP_NUM_THREADS": threads, **device, **os.environ, "PATH": path}
 
 
 def _last_screen(console: Console, config: RunConfig, seconds: float) -> int:

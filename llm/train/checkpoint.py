@@ -61,8 +61,9 @@ def _write(engine: Any, run: RunFolder, config: RunConfig, world: World, folder:
     weights = full_weights(engine, world)
     if not world.first:
         return
-    # DeepSpeed's script for converting its own files; model.safetensors is there already
-    (folder / "zero_to_fp32.py").unlink(missing_ok=True)
+    # DeepSpeed's scripts for converting its own files; model.safetensors is there already
+    for script in ("zero_to_fp32.py", "zero_to_torch.py"):
+        (folder / script).unlink(missing_ok=True)
     save_file(weights, folder / files.WEIGHTS, metadata={"format": "pt"})
     shutil.copyfile(run.config, folder / files.CONFIG)
     shutil.copyfile(run.tokenizer, folder / files.TOKENIZER)

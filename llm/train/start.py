@@ -1,14 +1,18 @@
 """From the words of a command line to a finished run: config, laws, run folder, process group, loop."""
 
 import logging
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from llm.cost import model_cost
 from llm.data import Manifest
 from llm.errors import ConfigError
+from llm.train.checkpoint_files import FILES
 from llm.train.config import RunConfig, check, load_config
 from llm.train.precision import resolved
 from llm.train.run_folder import FREE, RunFolder
@@ -66,6 +70,9 @@ def plan(words: Sequence[str]) -> tuple[RunConfig, RunFolder]:
             f"{folder.path} resumes with its own config, so {(refused or folders)[-1]!r} cannot be given with it; "
             f"leave it out (only {', '.join(sorted(FREE - {'runs'}))} may change)"
         )
+    if (folder.path / FILES).is_file():
+        run = folder.path.resolve().parents[1]
+        raise ConfigError(f"{folder.path} is a checkpoint; resume its run, from the newest that is whole, with `pretrain.py {run}`")
     folder.read_config()
     config = load_config([str(folder.config.resolve()), *overrides])
     # the folder may have been moved or renamed since
@@ -73,7 +80,9 @@ def plan(words: Sequence[str]) -> tuple[RunConfig, RunFolder]:
 
 
 def quiet() -> None:
-    """DeepSpeed's own reports only when something is wrong."""
+    """DeepSpeed's own reports only when something is wrong. Before it is imported: it then takes our device without a warning."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # it calls collectives by their old names, at every step
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)

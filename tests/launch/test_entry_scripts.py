@@ -93,6 +93,7 @@ def test_every_way_to_start_draws_one_curve(trained):
 def test_a_finished_run_started_again_trains_nothing(folder, trained):
     again = run([sys.executable, PRETRAIN, "runs/python"], folder, SECONDS)
     assert again.returncode == 0, again.stdout
+    assert "WARNING" not in again.stdout
     assert losses(folder, "python") == trained["python"]
 
 
