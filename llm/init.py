@@ -11,7 +11,8 @@
 | gate matrix | 0 (xLSTM: gates start at their biases) | yes | no |
 | shut gate bias | -10 (xLSTM-7B's input gate) | no | yes |
 | forget gate bias | 3 to 6 over the heads (xLSTM) | no | yes |
-| initial memory | N(0, 1 / inputs) | no | yes |
+| empty memory | 0 | no | yes |
+| hidden memory | N(0, 1 / inputs) | no | yes |
 | conv | U(-1, 1) / sqrt(taps) | no | no |
 | skip | 1 | no | yes |
 | step bias | softplus^-1 of a step drawn log-uniformly from 0.001 to 0.1 (Mamba) | no | yes |
@@ -41,7 +42,7 @@ def _matrix(p: Tensor, generator: Generator, depth: int) -> Tensor:
     return torch.randn(p.shape, generator=generator) * p.shape[-1] ** -0.5
 
 
-def _initial_memory(p: Tensor, generator: Generator, depth: int) -> Tensor:
+def _hidden_memory(p: Tensor, generator: Generator, depth: int) -> Tensor:
     return torch.randn(p.shape, generator=generator) * p.shape[-2] ** -0.5
 
 
@@ -92,7 +93,8 @@ ROLES: dict[str, Role] = {
     "gate matrix": Role(_constant(0.0), weight_decay=True, float32=False),
     "shut gate bias": Role(_constant(-10.0), weight_decay=False, float32=True),
     "forget gate bias": Role(_three_to_six, weight_decay=False, float32=True),
-    "initial memory": Role(_initial_memory, weight_decay=False, float32=True),
+    "empty memory": Role(_constant(0.0), weight_decay=False, float32=True),
+    "hidden memory": Role(_hidden_memory, weight_decay=False, float32=True),
     "conv": Role(_conv, weight_decay=False, float32=False),
     "skip": Role(_constant(1.0), weight_decay=False, float32=True),
     "step bias": Role(_step_bias, weight_decay=False, float32=True),

@@ -8,11 +8,13 @@
 out = (LayerNorm_head(a) * silu(LayerNorm_head(m))) W_O, where the second branch is the gate. `mal` (eqs. 29-31) gives the memory
 layer's output to the attention. Chunks, gradients at the chunk's first weights and documents are the family `memory`'s.
 
-Choices where the paper leaves them open: alpha, eta and theta are data-dependent per token and head, theta at most `step_max`,
-by default 1 / chunk: a chunk's summed step is then no longer than one on its mean loss, whatever its keys. The memory is a matrix
-(`depth: 1`) or two with SiLU between (`depth: 2`), and starts from learned weights. Persistent tokens are learned keys and values
-that every query of the attention sees, without a position, which is what they come to there (sec. 3.3); the memory does not
-read them: data-independent knowledge of its own are its initial weights.
+Choices where the paper leaves them open. alpha, eta and theta are data-dependent per token and head, and theta is written
+step_max (1 - eta) sigmoid(.): since sum_s (1 - eta_s) eta_{s+1} ... eta_t <= 1, the momentum is then an average of gradients, and
+however the rates vary, those of a chunk enter the memory with weights that sum to step_max C at most. With 1 / C, the default of
+`step_max`, a linear memory stays bounded even where all keys are the same, which it does not when theta is free of eta. The memory
+is a matrix (`depth: 1`) or two with SiLU between (`depth: 2`), and starts from learned weights, whose own start is zero in the last
+matrix. Persistent tokens are learned keys and values that every query of the attention sees, without a position, which is what they
+come to there (sec. 3.3); the memory does not read them: data-independent knowledge of its own are its initial weights.
 """
 
 from dataclasses import dataclass
@@ -111,8 +113,8 @@ class Titans(Mixer):
     roles: ClassVar[dict[str, str]] = {
         "rate_weight": "gate matrix",
         "keep_bias": "forget gate bias",
-        "initial_0": "initial memory",
-        "initial_1": "initial memory",
+        "initial_hidden": "hidden memory",
+        "initial_out": "empty memory",
         "head_norm_weight": "norm",
         "attention_norm_weight": "norm",
         "persistent_k": "embedding",
@@ -131,8 +133,9 @@ class Titans(Mixer):
         self.keep_bias = nn.Parameter(torch.empty(self.heads))
         self.momentum_bias = nn.Parameter(torch.empty(self.heads))
         self.step_bias = nn.Parameter(torch.empty(self.heads))
-        for layer, (i, o) in enumerate(zip(self.sizes[:-1], self.sizes[1:], strict=True)):
-            self.register_parameter(f"initial_{layer}", nn.Parameter(torch.empty(self.heads, i, o)))
+        if config.depth == 2:
+            self.initial_hidden = nn.Parameter(torch.empty(self.heads, *self.sizes[:2]))
+        self.initial_out = nn.Parameter(torch.empty(self.heads, *self.sizes[-2:]))
         self.head_norm_weight = nn.Parameter(torch.empty(self.heads, self.head_dim))
         if config.variant != "mag":
             self.gate_proj = nn.Linear(width, width, bias=False)
@@ -164,8 +167,8 @@ class Titans(Mixer):
         keep, momentum, step = F.linear(x_BTD, self.rate_weight).to(exact).chunk(3, -1)
         log_keep = F.logsigmoid(keep + self.keep_bias.to(exact))
         log_momentum = F.logsigmoid(momentum + self.momentum_bias.to(exact))
-        step = self.step_max * (step + self.step_bias.to(exact)).sigmoid()
-        initial = [self.get_parameter(f"initial_{layer}") for layer in range(self.config.depth)]
+        step = self.step_max * (1 - log_momentum.exp()) * (step + self.step_bias.to(exact)).sigmoid()
+        initial = [self.initial_out] if self.config.depth == 1 else [self.initial_hidden, self.initial_out]
         m_BTHV = seq.memory("memory", q, k, v, log_keep, log_momentum, step, initial, chunk=self.config.chunk)
         return head_norm(m_BTHV, self.head_norm_weight, None, self.config.norm_eps).flatten(-2)
 

@@ -1,6 +1,7 @@
 """Titans' variants: steps are one pass at length, the layer is the paper's loop, impossible settings are refused."""
 
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -23,8 +24,10 @@ VARIANTS = {
 def layer(dtype: torch.dtype = torch.float32, **settings) -> Titans:
     mixer = Titans(TitansConfig(heads=HEADS, **settings), WIDTH).to(dtype)
     initialise(mixer, seed=0, depth=1)
+    generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
-        mixer.rate_weight.normal_(std=WIDTH**-0.5, generator=torch.Generator().manual_seed(2))
+        for parameter in (mixer.rate_weight, mixer.initial_out):
+            parameter.normal_(std=WIDTH**-0.5, generator=generator)
     return mixer
 
 
@@ -55,10 +58,11 @@ def test_layer_is_the_paper_s_loop():
         q, k = q / q.norm(dim=-1, keepdim=True), k / k.norm(dim=-1, keepdim=True)
         rates = (x[0] @ mixer.rate_weight.T).view(23, 3, HEADS)
         alpha = 1 - (rates[:, 0] + mixer.keep_bias).sigmoid()
-        eta, theta = (rates[:, 1] + mixer.momentum_bias).sigmoid(), (rates[:, 2] + mixer.step_bias).sigmoid() / chunk
+        eta = (rates[:, 1] + mixer.momentum_bias).sigmoid()
+        theta = (1 - eta) * (rates[:, 2] + mixer.step_bias).sigmoid() / chunk
     reads = torch.empty(23, HEADS, WIDTH // HEADS, dtype=torch.float64)
     for h in range(HEADS):
-        memory, surprise = mixer.initial_0.detach()[h], 0.0
+        memory, surprise = mixer.initial_out.detach()[h], 0.0
         for t in range(23):
             if t % chunk == 0:
                 start = memory.clone().requires_grad_()
@@ -85,6 +89,30 @@ def test_attention_sees_persistent_tokens_and_the_window():
     normed = F.layer_norm(attended, q.shape[-1:], eps=1e-6).flatten(-2)
     reads = mixer.remember(x, Seq(mixer.init_state(1, dtype=torch.float64), True, None, 9))
     torch.testing.assert_close(mixer(x)[0], mixer.out_proj(normed * F.silu(reads)))
+
+
+@pytest.mark.parametrize("momentum", [-4.0, 0.0, 4.0, 8.0])
+@pytest.mark.parametrize("varying", [0.0, 4.0])
+def test_a_linear_memory_stays_bounded_when_all_keys_are_one(momentum, varying):
+    """At the largest steps, with next to no forgetting, over 64 chunks; weights that pass 10 times the values are growing."""
+    mixer = layer()
+    seen = []
+    seq = Seq(mixer.init_state(1), True, None, 4096)
+    with torch.no_grad():
+        mixer.rate_weight.mul_(varying)
+        mixer.keep_bias.fill_(12.0)
+        mixer.momentum_bias.fill_(momentum)
+        mixer.step_bias.fill_(12.0)
+        x = torch.randn(1, 4096, WIDTH, generator=torch.Generator().manual_seed(0))
+        right = Seq.memory
+
+        def memory(self, name, q, k, v, *rest, **kw):
+            seen.append(v.abs().max())
+            return right(self, name, q, torch.ones_like(k) / k.shape[-1] ** 0.5, v, *rest, **kw)
+
+        with patch.object(Seq, "memory", memory):
+            mixer.remember(x, seq)
+    assert seq.new_state["memory.weights.0"].abs().max() <= 10 * seen[0]
 
 
 @pytest.mark.parametrize(

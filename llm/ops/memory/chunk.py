@@ -160,7 +160,10 @@ def _handed_on(
     """(the final memory, the memory before each chunk, what each chunk writes per matrix), chunk after chunk."""
     start, weights, momentum = state
     before, written = [], []
-    for n in range(len(k)):
+    at_end = [x[..., None, None] for x in (mixing.weights[..., -1], mixing.momentum[..., -1], mixing.end_momentum)]
+    # unbound at once: the gradient of x[n] would fill a tensor as large as x for every chunk
+    chunks = zip(*(x.unbind(0) for x in (k, v, step, mixing.end_pairs, *at_end)), strict=True)
+    for n, (k_n, v_n, step_n, ends, keep, enters, kept) in enumerate(chunks):
         if placed is not None:
             begins, opens = (at[n, :, None, None, None] for at in (placed.begins_NB, placed.opens_NB))
             weights, momentum = _restarted(begins, initial, weights, momentum)
@@ -170,12 +173,8 @@ def _handed_on(
                 weights, momentum = initial, tuple(torch.zeros_like(w) for w in initial)
             start = weights
         before.append((*weights, *momentum))
-        parts = _errors(start, k[n], v[n], step[n])
+        parts = _errors(start, k_n, v_n, step_n)
         written.append([x for part in parts for x in part])
-        ends = mixing.end_pairs[n]
-        keep, enters, kept = (
-            x[n, ..., None, None] for x in (mixing.weights[..., -1], mixing.momentum[..., -1], mixing.end_momentum)
-        )
         sums = [x.transpose(-1, -2) @ torch.cat([u * ends[..., :1], u * ends[..., 1:]], -1) for x, u in parts]
         halves = [x.chunk(2, -1) for x in sums]
         weights, momentum = (
