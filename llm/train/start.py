@@ -33,6 +33,7 @@ def pretrain(words: Sequence[str]) -> int:
     check(config, world.size, manifest)
     config, why = resolved(config, world.device)
     folder.check_same(config)
+    share_cores(world.device)
     quiet()
     from llm.train.loop import say, train
 
@@ -77,6 +78,16 @@ def plan(words: Sequence[str]) -> tuple[RunConfig, RunFolder]:
     config = load_config([str(folder.config.resolve()), *overrides])
     # the folder may have been moved or renamed since
     return replace(config, name=folder.path.resolve().name, runs=str(folder.path.parent)), folder
+
+
+def share_cores(device: torch.device) -> None:
+    """The ranks that DeepSpeed's launcher starts on a host (LOCAL_SIZE) would each run a thread per core, and wait for each other.
+
+    torchrun sets OMP_NUM_THREADS and SLURM binds tasks to cores; what a person sets holds.
+    """
+    ranks = int(os.environ.get("LOCAL_SIZE", "1"))
+    if device.type == "cpu" and ranks > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // ranks))
 
 
 def quiet() -> None:
