@@ -15,9 +15,8 @@ from llm.sequence import Seq
 
 WIDTH, HEADS, TOKENS = 16, 2, 1000
 VARIANTS = {
-    "mlp": {"depth": 2},
     "mag": {"variant": "mag", "window": 20, "persistent": 2},
-    "mal": {"variant": "mal", "window": 20, "persistent": 2},
+    "mal": {"variant": "mal", "window": 20, "depth": 2},
 }
 
 

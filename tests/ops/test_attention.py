@@ -63,8 +63,7 @@ def test_definition_is_masked_attention(window):
 
 
 @pytest.mark.parametrize("window", [None, 16])
-@pytest.mark.parametrize("past", [0, 7])
-@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize(("past", "documents"), [(0, False), (7, True)])
 def test_blocks_with_a_prefix_are_the_definition(window, past, documents):
     """Keys and values of no token, seen by all: also in their gradients."""
     inputs = [*streams(300, past, torch.float64), torch.randn(3, G, K).double(), torch.randn(3, G, V).double()]
