@@ -36,7 +36,7 @@ set_seed(0)
 folder = sys.argv[1]
 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-tokens = tokenizer("<|endoftext|>def ", return_tensors="pt", split_special_tokens=False)
+tokens = tokenizer("def ", return_tensors="pt")
 print(tokenizer.decode(model.generate(**tokens, max_new_tokens=120, do_sample=True, top_p=0.9)[0], skip_special_tokens=True))
 """
 
