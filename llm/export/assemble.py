@@ -15,8 +15,9 @@ from pathlib import Path
 TOP = "llm.export.modeling"
 CONFIGURATION = "llm.export.configuration"
 LIBRARIES = {"torch", "transformers", *sys.stdlib_module_names}
-# What may be imported from elsewhere, and what stands for it: here a default that says "not set".
-STAND_INS = {("omegaconf", "MISSING"): '"???"'}
+# What stays behind, and what stands for it: the default that says "not set", and loops in C++, which here no op has.
+STAND_INS = {("omegaconf", "MISSING"): '"???"', ("llm.ops.loops", "loop"): "lambda family, x: None"}
+STAYS_BEHIND = {module for module, _ in STAND_INS}
 
 HEADER = '''\
 """A Braid language model for `transformers`, in one file: torch and transformers are all it needs.
@@ -80,8 +81,12 @@ def _imports(root: Path, node: ast.ImportFrom) -> list[_Import]:
     return found
 
 
+def _from_imports(tree: ast.AST) -> list[ast.ImportFrom]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+
+
 def _ours(tree: ast.AST) -> list[ast.ImportFrom]:
-    return [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "llm"]
+    return [n for n in _from_imports(tree) if str(n.module).split(".")[0] == "llm" and n.module not in STAYS_BEHIND]
 
 
 def _in_order(root: Path, module: str, done: list[str] | None = None) -> list[str]:
@@ -109,12 +114,11 @@ def _rewritten(root: Path, module: str) -> str:
 
 
 def _replaced(tree: ast.AST) -> list[ast.ImportFrom]:
-    stand_ins = {module for module, _ in STAND_INS}
-    return _ours(tree) + [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module in stand_ins]
+    return _ours(tree) + [node for node in _from_imports(tree) if node.module in STAYS_BEHIND]
 
 
 def _assignments(root: Path, node: ast.ImportFrom) -> list[str]:
-    if str(node.module).split(".")[0] != "llm":
+    if node.module in STAYS_BEHIND:
         return [f"{alias.asname or alias.name} = {STAND_INS[str(node.module), alias.name]}" for alias in node.names]
     # The configuration is a file of its own, imported at the top.
     found = [item for item in _imports(root, node) if item.needs != CONFIGURATION]

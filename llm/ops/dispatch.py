@@ -1,7 +1,8 @@
 """Chooses, once per family, the implementation that runs; the only way in to the ops for `llm/sequence.py`.
 
 Ops run with autocast off: each says itself which dtype it computes in (autocast would turn products of float32 decays into
-bfloat16). One token at a time runs the definition, which is also the fastest form of a single step.
+bfloat16). One token at a time runs the definition, which is also the fastest form of a single step; many tokens on a CPU run the
+family's compiled loop where it has one.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from llm.ops.conv import naive as conv_naive
 from llm.ops.linear import chunk as linear_chunk
 from llm.ops.linear import mlstm as mlstm_chunk
 from llm.ops.linear import naive as linear_naive
+from llm.ops.loops import loop
 from llm.ops.memory import chunk as memory_chunk
 from llm.ops.memory import naive as memory_naive
 from llm.ops.recurrent import chunk as recurrent_chunk
@@ -39,5 +41,6 @@ IMPLEMENTATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 def run(family: str, tokens: int, x: Tensor, *streams: Any, **settings: Any) -> Any:
     """Run a family's op on `x` and its other streams, `tokens` of them at once."""
     step, many = IMPLEMENTATIONS[family]
+    op = step if tokens == 1 else loop(family, x) or many
     with torch.autocast(x.device.type, enabled=False):
-        return (step if tokens == 1 else many)(x, *streams, **settings)
+        return op(x, *streams, **settings)

@@ -1,11 +1,14 @@
 """Which mixers the contract suite runs on: every kind of the table, and settings that change how time is crossed."""
 
+from contextlib import AbstractContextManager
 from dataclasses import fields
 from typing import Any
+from unittest.mock import patch
 
-from laws import Case
+from laws import Case, streams
 
 from llm.mixers import MIXERS
+from llm.ops import dispatch, loops
 
 # What a small mixer of any kind is given, as far as its config knows the setting.
 SMALL = {"heads": 2}
@@ -31,6 +34,19 @@ def small(kind: str) -> Case:
 
 def all_cases() -> list[Case]:
     return [small(kind) for kind in MIXERS] + [Case(kind, tuple(settings.items())) for kind, settings in VARIANTS]
+
+
+def pytorch_forms() -> AbstractContextManager:
+    """The ops as they run off the CPU: no compiled loops."""
+    return patch.dict(loops.LOOPS, clear=True)
+
+
+def has_loops(case: Case) -> bool:
+    """Whether an op of this mixer runs as a compiled loop here."""
+    found = []
+    with patch.object(dispatch, "loop", lambda *args: found.append(loops.loop(*args))):
+        case.mixer()(streams(tokens=2))
+    return any(found)
 
 
 def label(case: Case) -> str:

@@ -10,14 +10,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llm.docs import Docs
-from llm.ops import dispatch, rotary
+from llm.ops import dispatch, loops, rotary
 from llm.ops.conv import chunk as conv_chunk
 from llm.ops.linear import chunk as linear_chunk
 from llm.ops.linear import naive as linear_naive
 from llm.ops.memory import chunk as memory_chunk
 from llm.ops.recurrent import cells
 from llm.ops.recurrent import chunk as recurrent_chunk
+from llm.ops.recurrent import loop as recurrent_loop
 from llm.ops.scan import chunk as scan_chunk
+from llm.ops.scan import loop as scan_loop
 from llm.sequence import Seq
 
 
@@ -117,8 +119,19 @@ def scan_decays_with_the_step_before() -> AbstractContextManager:
     return patch.object(scan_chunk, "_chunk", wrong)
 
 
+def compiled_scan_ignores_documents() -> AbstractContextManager:
+    return patch.dict(loops.LOOPS, {"scan": (scan_loop.SOURCE, lambda *streams: scan_loop.scan(*streams[:6], None))})
+
+
 def cell_ignores_documents() -> AbstractContextManager:
     return _many("recurrent", lambda *streams, **kw: recurrent_chunk.recurrent(*streams[:4], None, **kw))
+
+
+def compiled_cell_drops_its_state() -> AbstractContextManager:
+    def wrong(x: Tensor, R: Tensor, bias: Tensor, state: Any, *rest: Any, **kw: Any) -> Any:
+        return recurrent_loop.recurrent(x, R, bias, tuple(map(torch.zeros_like, state)), *rest, **kw)
+
+    return patch.dict(loops.LOOPS, {"recurrent": (recurrent_loop.SOURCE, wrong)})
 
 
 def cell_forgets_the_gradient_of_its_state() -> AbstractContextManager:
@@ -197,7 +210,9 @@ FAULTS: dict[Callable[[], AbstractContextManager], tuple[str, str]] = {
     scan_ignores_documents: ("mamba", "nothing_before_a_start_touches_it"),
     scan_drops_its_state: ("mamba", "splitting_changes_nothing"),
     scan_decays_with_the_step_before: ("mamba", "steps_are_one_pass"),
+    compiled_scan_ignores_documents: ("mamba", "nothing_before_a_start_touches_it"),
     cell_ignores_documents: ("slstm", "nothing_before_a_start_touches_it"),
+    compiled_cell_drops_its_state: ("lstm", "splitting_changes_nothing"),
     cell_forgets_the_gradient_of_its_state: ("lstm", "gradients_are_right"),
     memory_chunks_run_on_over_documents: ("titans", "a_packed_document_is_the_document_alone"),
     memory_keeps_its_momentum_at_a_start: ("titans", "nothing_before_a_start_touches_it"),

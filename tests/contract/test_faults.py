@@ -7,7 +7,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from cases import small
+from cases import pytorch_forms, small
 from faults import FAULTS
 from laws import LAWS
 
@@ -50,5 +50,5 @@ def test_planted_fault_is_caught(fault):
     kind, name = FAULTS[fault]
     law = next(law for law in LAWS if law.__name__ == name)
     law(small(kind))
-    with fault(), pytest.raises(AssertionError):
+    with pytorch_forms(), fault(), pytest.raises(AssertionError):
         law(small(kind))

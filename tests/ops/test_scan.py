@@ -1,12 +1,13 @@
-"""The selective scan in chunks is the definition, in values and every gradient."""
+"""The selective scan in chunks and as a compiled loop is the definition, in values and every gradient."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from llm.ops.scan import chunk, naive
+from llm.ops.scan import chunk, loop, naive
 
 B, D, N = 2, 6, 4
+FORMS = pytest.mark.parametrize("op", [chunk.scan, loop.scan], ids=["chunk", "loop"])
 
 
 def starts(tokens: int) -> Tensor:
@@ -16,7 +17,7 @@ def starts(tokens: int) -> Tensor:
     return at
 
 
-def streams(tokens: int, groups: int, dtype: torch.dtype) -> list[Tensor]:
+def streams(tokens: int, groups: int, dtype: torch.dtype, D: int = D) -> list[Tensor]:
     torch.manual_seed(tokens)
     u, dt = torch.randn(B, tokens, D), torch.rand(B, tokens, D)
     shared = torch.randn(2, B, tokens, groups, N)
@@ -42,19 +43,41 @@ def error(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("documents", [False, True])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
-def test_chunks_are_the_definition(tokens, groups, documents, dtype, bound):
+@FORMS
+def test_the_fast_forms_are_the_definition(op, tokens, groups, documents, dtype, bound):
     inputs, at = streams(tokens, groups, dtype), starts(tokens) if documents else None
     exact = values_and_gradients(naive.scan, [x.double() for x in inputs], at)
-    for got, want in zip(values_and_gradients(chunk.scan, inputs, at), exact, strict=True):
+    for got, want in zip(values_and_gradients(op, inputs, at), exact, strict=True):
         assert error(got, want) <= bound
 
 
-def test_gradcheck():
+@FORMS
+def test_gradcheck(op):
     inputs = [x.requires_grad_() for x in streams(40, 2, torch.float64)]
-    assert torch.autograd.gradcheck(lambda *x: chunk.scan(*x, starts(40)), inputs, fast_mode=True)
+    assert torch.autograd.gradcheck(lambda *x: op(*x, starts(40)), inputs, fast_mode=True)
 
 
-def test_steep_decays_stay_finite():
+@FORMS
+def test_steep_decays_stay_finite(op):
     u, dt, A, *rest = streams(100, 1, torch.float32)
-    got = values_and_gradients(chunk.scan, [u, 50 * dt, 50 * A, *rest], starts(100))
+    got = values_and_gradients(op, [u, 50 * dt, 50 * A, *rest], starts(100))
     assert all(torch.isfinite(x).all() for x in got)
+
+
+@pytest.mark.parametrize("channels", [1, 16, 150, 600])
+def test_blocks_of_channels_and_their_parts(channels):
+    inputs = streams(40, 1, torch.float64, channels)
+    pairs = zip(
+        values_and_gradients(loop.scan, inputs, starts(40)), values_and_gradients(naive.scan, inputs, starts(40)), strict=True
+    )
+    assert all(error(got, want) <= 1e-12 for got, want in pairs)
+
+
+def test_the_loop_does_not_depend_on_threads():
+    inputs, before = streams(100, 1, torch.float32, 300), torch.get_num_threads()
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        found.append(values_and_gradients(loop.scan, inputs, starts(100)))
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

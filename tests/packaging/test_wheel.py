@@ -15,6 +15,7 @@ from tests.checkout import ROOT, copy_to, environment, files, run
 
 pytestmark = pytest.mark.multirank
 
+SOURCES = {".py", ".cpp", ".h"}
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 
 
@@ -45,9 +46,9 @@ def test_top_level_names(wheel):
     assert {name for name in names if not name.endswith(".dist-info")} == {"llm", "launch", "eval", "data_prep"}
 
 
-def test_every_module_and_config_is_inside_and_no_test(wheel):
+def test_every_module_source_and_config_is_inside_and_no_test(wheel):
     inside = {Path(name) for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    modules = {file for file in files() if file.suffix == ".py" and file.parts[0] in {"llm", "launch", "eval", "data_prep"}}
+    modules = {file for file in files() if file.suffix in SOURCES and file.parts[0] in {"llm", "launch", "eval", "data_prep"}}
     configs = {Path("llm") / file for file in files() if file.parts[0] == "configs"}
     assert inside == modules | configs
 

@@ -1,0 +1,109 @@
+"""C++ loops for CPU tensors: compiled when first called, kept in a cache, called with pointers.
+
+A recurrence that neither a matrix product nor a chunk can shorten is a loop over tokens, and in Python each step of that costs more
+than its arithmetic. Sources lie beside their op and need a C++ compiler and OpenMP, nothing of torch, so they compile in seconds.
+Where there is no compiler, one line says so and the PyTorch form runs.
+"""
+
+import atexit
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+HERE = Path(__file__).parent
+HEADER = HERE / "simd.h"
+# Contracting a * b + c is wanted; anything that reorders sums is not. errno and traps are not read.
+FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared"]
+SUFFIX = {torch.float32: "float", torch.float64: "double"}
+
+
+def usable(x: Tensor, source: str) -> bool:
+    """Whether the loop of `source` (a path under llm/ops) can run on `x`: a plain tensor on the CPU, and a compiler found."""
+    return x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter) and _library(source) is not None
+
+
+def call(source: str, function: str, dtype: torch.dtype, *arguments: Tensor | int | None) -> None:
+    """`function_float` or `function_double` of `source`, with the number of threads as its last argument.
+
+    Tensors are passed as pointers and must be contiguous; None is a null pointer.
+    """
+    library = _library(source)
+    assert library is not None, f"{source}: call it only where it is usable"
+    values = [_argument(a) for a in (*arguments, torch.get_num_threads())]
+    getattr(library, f"{function}_{SUFFIX[dtype]}")(*values)
+
+
+def _argument(a: Tensor | int | None) -> ctypes.c_void_p | ctypes.c_int64:
+    if isinstance(a, int):
+        return ctypes.c_int64(a)
+    assert a is None or a.is_contiguous()
+    return ctypes.c_void_p(None if a is None else a.data_ptr())
+
+
+@functools.cache
+def _library(source: str) -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(str(_compiled(HERE / source)))
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = getattr(error, "stderr", None) or str(error)
+        print(
+            f"ops: {source} could not be compiled ({reason.strip().splitlines()[-1]}), so its slower PyTorch form runs; "
+            "install g++, or name a C++ compiler in CXX",
+            file=sys.stderr,
+        )
+        return None
+
+
+def _compiled(source: Path) -> Path:
+    """The library's file, made if the cache has none for this source, compiler and processor."""
+    compiler = shlex.split(os.environ.get("CXX", "")) or [shutil.which("g++") or shutil.which("c++") or "g++"]
+    key = "\0".join([source.read_text(), HEADER.read_text(), *compiler, *FLAGS, torch.__version__, _processor()])
+    file = _cache() / f"{source.parent.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    if not file.exists():
+        # Many ranks may do this at once: each writes a file of its own, and the last name stands.
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            made = Path(folder) / file.name
+            command = [*compiler, *FLAGS, f"-I{HERE}", str(source), "-o", str(made), *_openmp()]
+            subprocess.run(command, check=True, capture_output=True, text=True)
+            made.rename(file)
+    return file
+
+
+def _openmp() -> list[str]:
+    """torch's own OpenMP runtime, so that one pool of threads serves both."""
+    return [str(path) for path in (Path(torch.__file__).parent / "lib").glob("libgomp*.so*")]
+
+
+def _processor() -> str:
+    """What `-march=native` turns on: homes are shared between machines that differ in it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+
+
+@functools.cache
+def _cache() -> Path:
+    """A folder that only this user writes to; of this process alone where the home cannot be written."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "braid" / "ops"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if os.access(folder, os.W_OK):
+            return folder
+    except (OSError, RuntimeError):
+        pass
+    own = tempfile.mkdtemp(prefix="braid-ops-")
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    return Path(own)

@@ -1,0 +1,21 @@
+"""The families with a compiled loop for CPU tensors. (An exported model, which is one file of Python, has none.)"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from llm.ops import compiled
+from llm.ops.recurrent import loop as recurrent_loop
+from llm.ops.scan import loop as scan_loop
+
+LOOPS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "recurrent": (recurrent_loop.SOURCE, recurrent_loop.recurrent),
+    "scan": (scan_loop.SOURCE, scan_loop.scan),
+}
+
+
+def loop(family: str, x: Tensor) -> Callable[..., Any] | None:
+    """The family's loop, if there is one that can run on `x`."""
+    source, op = LOOPS.get(family, ("", None))
+    return op if op is not None and compiled.usable(x, source) else None

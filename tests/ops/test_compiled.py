@@ -1,0 +1,98 @@
+"""Compiled loops: their elementary functions, and what happens where they cannot be had."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from llm.ops import compiled, dispatch, loops
+from llm.ops.recurrent import loop as recurrent_loop
+from llm.ops.scan import chunk
+from tests.checkout import ROOT, environment
+
+
+def run_scan(x: Tensor) -> Tensor:
+    """exp(x) for x <= 0: a state of 1 that fades once."""
+    N = x.numel()
+    zero, one = torch.zeros(1, 1, 1, N), torch.ones(1, 1, N)
+    _, state = loops.LOOPS["scan"][1](torch.zeros(1, 1, 1), torch.ones(1, 1, 1), x[None], zero, zero, one)
+    return state.flatten()
+
+
+def test_exp_is_good_to_a_few_units_in_the_last_place():
+    x = -torch.cat([torch.linspace(0, 86, 4001), torch.logspace(-8, 1, 1000)])
+    got, want = run_scan(x).double(), x.double().exp()
+    assert ((got - want) / want).abs().max() < 3e-7
+
+
+def test_exp_beyond_its_range():
+    assert run_scan(torch.tensor([-1e4, -torch.inf])).tolist() == [0, 0]
+    assert run_scan(torch.tensor([torch.nan])).isnan().all()
+
+
+def gate(i: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(c, n, m) after one sLSTM step from c = n = 1, m = 0 with x = (-40, i, i, 0): n - 1 is nothing, m is log sigmoid(i)."""
+    V = i.numel()
+    x = torch.stack([torch.full_like(i, -40), i, i, torch.zeros_like(i)])[None, None, None]
+    state = tuple(torch.full((1, 1, V), value) for value in (0.0, 1.0, 1.0, 0.0))
+    _, (_, c, n, m) = recurrent_loop.recurrent(x, torch.zeros(1, 4, V, V), torch.zeros(1, 4, V), state, cell="slstm")
+    return c.flatten(), n.flatten(), m.flatten()
+
+
+def test_logsigmoid_keeps_its_relative_error():
+    f = torch.linspace(-30, 15, 401)
+    _, _, m = gate(f)
+    want = torch.nn.functional.logsigmoid(f.double())
+    assert ((m.double() - want) / want).abs().max() < 1e-6
+
+
+def test_tanh_keeps_its_relative_error():
+    g = torch.cat([torch.linspace(-9, 9, 401), torch.logspace(-6, 0, 100)])
+    V = g.numel()
+    # an LSTM's cell after one step with open input gate and nothing before
+    x = torch.stack([torch.full_like(g, 40), torch.full_like(g, -40), g, torch.zeros_like(g)])[None, None, None]
+    zero = torch.zeros(1, 1, V)
+    _, (_, c) = recurrent_loop.recurrent(x, torch.zeros(1, 4, V, V), torch.zeros(1, 4, V), (zero, zero), cell="lstm")
+    want = g.double().tanh()
+    assert ((c.flatten().double() - want) / want).abs().nan_to_num().max() < 5e-7
+
+
+def test_tensors_without_memory_take_the_pytorch_form():
+    assert loops.loop("scan", torch.empty(1, device="meta")) is None
+    assert loops.loop("linear", torch.empty(1)) is None
+    assert loops.loop("scan", torch.empty(1)) is not None
+
+
+NO_COMPILER = """
+import torch
+from llm.ops import dispatch
+x, A, B, state = torch.randn(1, 70, 4), -torch.rand(4, 3), torch.randn(1, 70, 1, 3), torch.zeros(1, 4, 3)
+print(dispatch.run("scan", 70, x, x.abs(), A, B, B, state)[0].shape)
+dispatch.run("scan", 70, x, x.abs(), A, B, B, state)
+"""
+
+
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
+def test_without_a_compiler_one_line_says_so_and_the_pytorch_form_runs(tmp_path, compiler):
+    settings = environment() | {"CXX": compiler, "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", NO_COMPILER], cwd=ROOT, env=settings, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "torch.Size([1, 70, 4])", done.stderr
+    assert done.stderr.count("scan/loop.cpp could not be compiled") == 1
+    assert "CXX" in done.stderr
+
+
+def test_where_the_home_cannot_be_written_a_folder_of_the_process_is_used(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    folder = compiled._cache.__wrapped__()
+    assert folder.is_dir()
+    assert tmp_path not in folder.parents
+
+
+def test_the_dispatcher_takes_the_loop(monkeypatch):
+    monkeypatch.setattr(chunk, "scan", None)
+    x, A, B = torch.randn(1, 5, 4), -torch.rand(4, 3), torch.randn(1, 5, 1, 3)
+    y, _ = dispatch.run("scan", 5, x, x.abs(), A, B, B, torch.zeros(1, 4, 3))
+    assert y.shape == (1, 5, 4)
