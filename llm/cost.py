@@ -124,3 +124,21 @@ def model_cost(config: Any, context: int, bytes_per_value: int = 4) -> Cost:
         if layer.ffn.kind != "none":
             total += vector(D) + layer.ffn.cost(D)
     return total
+def context(heads: int, sizes: Sequence[int], chunk: int) -> Cost:
+    """`memory` that attention asks first and feeds, with the maps per head between the two; attention itself is counted apart."""
+    K, V = sizes[0], sizes[-1]
+    maps = V * (K + V) + V * (2 * K + V) + 3 * V
+    between = Cost(heads * (maps + 3), 2.0 * heads * (maps + sum(i * o for i, o in pairwise(sizes))))
+    return memory(heads, sizes, chunk) + between
+
+
+def segment_attention(heads: int, key: int, value: int, chunk: int, prefix: int) -> Cost:
+    """Two keys per token of the segment so far, and the prefix."""
+    return Cost(flops=2.0 * heads * (key + value) * (chunk + 1 + prefix))
+
+
+def segment_cache_bytes(heads: int, key: int, value: int, chunk: int, bytes_per_value: int) -> Cost:
+    """Keys and values, retrieved and own, of one segment."""
+    return Cost(state_bytes=2 * chunk * heads * (key + value) * bytes_per_value)
+
+

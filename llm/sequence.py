@@ -5,7 +5,7 @@ state, so that isolation and carrying are written here once and never in a mixer
 """
 
 from collections.abc import Sequence
-from itertools import chain, pairwise
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from llm.docs import Docs
 from llm.ops import dispatch, rotary
-from llm.ops.memory.naive import Memory
+from llm.ops.memory.naive import Context, Maps, Memory
 from llm.ops.recurrent.cells import CELLS
 from llm.state import State, StateSpec, accumulator
 
@@ -40,9 +40,14 @@ def linear_state(heads: int, key: int, value: int) -> dict[str, StateSpec]:
     return {"": StateSpec((heads, key, value), torch.float32, head_dim=0)}
 
 
-def scan_state(channels: int, states: int) -> dict[str, StateSpec]:
-    """State of `Seq.scan`: N numbers per channel, in float32."""
-    return {"": StateSpec((channels, states), torch.float32, head_dim=0)}
+def scan_state(channels: int, states: int, dtype: torch.dtype = torch.float32) -> dict[str, StateSpec]:
+    """State of `Seq.scan`: N numbers per channel, in float32 or complex64."""
+    return {"": StateSpec((channels, states), dtype, head_dim=0)}
+
+
+def elementwise_state(channels: int, dtype: torch.dtype = torch.float32) -> dict[str, StateSpec]:
+    """State of `Seq.elementwise`: a number per channel, in float32 or complex64."""
+    return {"": StateSpec((channels,), dtype, head_dim=0)}
 
 
 def recurrent_state(cell: str, heads: int, channels: int) -> dict[str, StateSpec]:
@@ -66,6 +71,12 @@ def memory_state(heads: int, sizes: Sequence[int]) -> dict[str, StateSpec]:
         for part in Memory._fields
         for layer, size in enumerate(pairwise(sizes))
     }
+
+
+def context_state(heads: int, sizes: Sequence[int], chunk: int) -> dict[str, StateSpec]:
+    """State of `Seq.context`: the memory, and the segment's keys and values, retrieved and own."""
+    cache = {key: StateSpec((chunk, 2, heads, size), head_dim=2) for key, size in ((".k", sizes[0]), (".v", sizes[-1]))}
+    return memory_state(heads, sizes) | cache
 
 
 def named(name: str, specs: dict[str, StateSpec]) -> dict[str, StateSpec]:
@@ -163,14 +174,21 @@ class Seq:
         return y
 
     def scan(self, name: str, u_BTD: Tensor, dt_BTD: Tensor, A_DN: Tensor, B_BTGN: Tensor, C_BTGN: Tensor) -> Tensor:
-        """Selective scan h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t, y_t = C_t . h_t: `[B, T, D]`. dt >= 0, A <= 0; G divides D."""
-        state = self.state[name].to(accumulator(u_BTD.dtype))
-        streams = (dt_BTD, A_DN, B_BTGN, C_BTGN, state, self.starts_BT)
+        """Selective scan h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t, y_t = Re(C_t . h_t): `[B, T, D]`.
+
+        dt >= 0, the real part of A <= 0; G divides D. A, B and C may be complex where the state is.
+        """
+        streams = (dt_BTD, A_DN, B_BTGN, C_BTGN, self.state[name], self.starts_BT)
         y, self.new_state[name] = dispatch.run("scan", self.tokens, u_BTD, *streams)
         return y
 
     def recurrent(self, name: str, cell: str, x_BTHMV: Tensor, R_HMVV: Tensor, bias_HMV: Tensor) -> Tensor:
         """A cell of `llm/ops/recurrent/cells.py` on its M gates' preactivations and h R + b of its last output: `[B, T, H, V]`."""
+    def elementwise(self, name: str, x_BTD: Tensor, decay_BTD: Tensor) -> Tensor:
+        """The recurrence h_t = a_t h_{t-1} + x_t per channel, real or, where the state is, complex: `[B, T, D]`. |a| <= 1."""
+        h, self.new_state[name] = dispatch.run("elementwise", self.tokens, x_BTD, decay_BTD, self.state[name], self.starts_BT)
+        return h
+
         keys = [f"{name}.{part}" for part in CELLS[cell].states]
         state = tuple(self.state[key].to(accumulator(x_BTHMV.dtype)) for key in keys)
         h, after = dispatch.run("recurrent", self.tokens, x_BTHMV, R_HMVV, bias_HMV, state, self.starts_BT, cell=cell)
@@ -214,17 +232,56 @@ class Seq:
 
         `initial`: the matrices `[H, in, out]` that every document starts from. The logs are <= 0, the step >= 0.
         """
-        exact = accumulator(v_BTHV.dtype)
-        keys = [[f"{name}.{part}.{layer}" for layer in range(len(initial))] for part in Memory._fields]
-        state = Memory(*(tuple(self.state[key].to(exact) for key in part) for part in keys))
-        position_BT = None if self.fresh and self.docs is None else self.position_BT
+        state = self._memory(name, len(initial), accumulator(v_BTHV.dtype))
         streams = (k_BTHK, v_BTHV, log_keep_BTH, log_momentum_BTH, step_BTH)
-        y, after = dispatch.run("memory", self.tokens, q_BTHK, *streams, tuple(initial), state, position_BT, chunk=chunk)
-        self.new_state |= dict(zip(chain(*keys), chain(*after), strict=True))
+        y, after = dispatch.run("memory", self.tokens, q_BTHK, *streams, tuple(initial), state, self._phase_BT, chunk=chunk)
+        self._keep_memory(name, after)
         return y
 
 
 def _last(x: Tensor, count: int) -> Tensor:
+    def context(
+        self,
+        name: str,
+        q_BTHK: Tensor,
+        k_BTHK: Tensor,
+        v_BTHV: Tensor,
+        query_BTHK: Tensor,
+        maps: Maps,
+        initial: Sequence[Tensor],
+        *,
+        chunk: int,
+        step_max: float,
+        theta: float | None = None,
+        prefix: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Attention within segments of `chunk` tokens, to which a memory, asked `query`, adds keys and values: `[B, T, H, V]`.
+
+        The memory learns from the attention's outputs; second is what each token then reads of it. `initial`, `prefix`: as in
+        `memory` and `attention`; theta: of rotary positions in the segment.
+        """
+        memory = self._memory(name, len(initial), accumulator(v_BTHV.dtype))
+        state = Context(memory, *(self.state[f"{name}.{part}"].to(v_BTHV.dtype) for part in "kv"))
+        streams = (k_BTHK, v_BTHV, query_BTHK, maps, tuple(initial), state, self._phase_BT)
+        settings = {"step_max": step_max, "scale": q_BTHK.shape[-1] ** -0.5, "theta": theta, "prefix": prefix}
+        y, read, after = dispatch.run("context", self.tokens, q_BTHK, *streams, chunk=chunk, **settings)
+        self._keep_memory(name, after.memory)
+        self.new_state |= {f"{name}.k": after.k, f"{name}.v": after.v}
+        return y, read
+
+    @property
+    def _phase_BT(self) -> Tensor | None:
+        """Positions, where chunks count from elsewhere than the first token."""
+        return None if self.fresh and self.docs is None else self.position_BT
+
+    def _memory(self, name: str, layers: int, dtype: torch.dtype) -> Memory:
+        parts = ([self.state[f"{name}.{part}.{layer}"] for layer in range(layers)] for part in Memory._fields)
+        return Memory(*map(tuple, parts)).to(dtype)
+
+    def _keep_memory(self, name: str, memory: Memory) -> None:
+        for part, weights in zip(Memory._fields, memory, strict=True):
+            self.new_state |= {f"{name}.{part}.{layer}": w for layer, w in enumerate(weights)}
+
     """The last `count` along dimension 1, padded on the left with zeros when there are fewer."""
     missing = count - x.shape[1]
     if missing > 0:

@@ -20,6 +20,7 @@ from llm.ops.linear import mlstm as mlstm_chunk
 from llm.ops.linear import naive as linear_naive
 from llm.ops.loops import loop
 from llm.ops.memory import chunk as memory_chunk
+from llm.ops.memory import context as context_chunk
 from llm.ops.memory import naive as memory_naive
 from llm.ops.recurrent import chunk as recurrent_chunk
 from llm.ops.recurrent import naive as recurrent_naive
@@ -30,10 +31,12 @@ from llm.ops.scan import naive as scan_naive
 IMPLEMENTATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "attention": (attention_naive.attention, attention_chunk.attention),
     "conv": (conv_naive.conv, conv_chunk.conv),
+    "elementwise": (scan_naive.elementwise, scan_chunk.elementwise),
     "linear": (linear_naive.linear, linear_chunk.linear),
     "memory": (memory_naive.memory, memory_chunk.memory),
     "recurrent": (recurrent_naive.recurrent, recurrent_chunk.recurrent),
     "scan": (scan_naive.scan, scan_chunk.scan),
+    "context": (memory_naive.context, context_chunk.context),
     "mlstm": (linear_naive.mlstm, mlstm_chunk.mlstm),
 }
 

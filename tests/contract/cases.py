@@ -25,6 +25,8 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("titans", {"heads": 2, "variant": "mal", "window": 70, "step_max": 0.05}),
     ("retention", {"heads": 4, "value_factor": 1, "rope_theta": None}),
 )
+    ("titans", {"heads": 2, "variant": "mac", "chunk": 16, "persistent": 3}),
+    ("titans", {"heads": 2, "variant": "mac", "chunk": 64, "depth": 2, "rope_theta": None}),
 
 
 def small(kind: str) -> Case:

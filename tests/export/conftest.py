@@ -23,6 +23,7 @@ def create(**changes) -> Decoder:
         for kind, (config, _) in MIXERS.items()
     }
     layers["window"] = {"mixer": {"kind": "attention", "heads": 2, "window": 9, "qk_norm": True}, "ffn": "swiglu"}
+    layers["context"] = {"mixer": {"kind": "titans", "variant": "mac", "heads": 2, "chunk": 8, "persistent": 2}, "ffn": "none"}
     values = {"width": 16, "depth": len(layers), "vocab_size": VOCABULARY, "layers": layers, "pattern": list(layers), **changes}
     model = Decoder.create(build(ModelConfig, values, model_kinds("")), seed=0)
     with torch.no_grad():
@@ -33,7 +34,7 @@ def create(**changes) -> Decoder:
 
 @pytest.fixture(scope="session")
 def braid() -> Callable[..., Decoder]:
-    """Makes a model of `VOCABULARY` ids with one layer of every kind of the table, and a windowed attention."""
+    """Makes a model of `VOCABULARY` ids with one layer of every kind of the table, a windowed attention and memory as context."""
     return create
 
 

@@ -17,6 +17,7 @@ WIDTH, HEADS, TOKENS = 16, 2, 1000
 VARIANTS = {
     "mag": {"variant": "mag", "window": 20, "persistent": 2},
     "mal": {"variant": "mal", "window": 20, "depth": 2},
+    "mac": {"variant": "mac", "chunk": 16, "persistent": 2},
 }
 
 
@@ -90,6 +91,56 @@ def test_attention_sees_persistent_tokens_and_the_window():
     torch.testing.assert_close(mixer(x)[0], mixer.out_proj(normed * F.silu(reads)))
 
 
+def rotated(x: torch.Tensor, slot: int) -> torch.Tensor:
+    """Rotary position in the half-split layout, as complex numbers."""
+    half = x.shape[-1] // 2
+    angle = slot * 10000.0 ** (-torch.arange(half, dtype=x.dtype) / half)
+    turned = torch.complex(x[..., :half], x[..., half:]) * torch.polar(torch.ones_like(angle), angle)
+    return torch.cat([turned.real, turned.imag], -1)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_memory_as_context_is_the_paper_s_loop(depth):
+    """Equations 21-25 one token of one head at a time; a token sees neither what later ones retrieve nor their updates."""
+    mixer, chunk, T = layer(torch.float64, variant="mac", chunk=5, persistent=2, depth=depth), 5, 18
+    x = torch.randn(1, T, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    K = WIDTH // HEADS
+
+    def recall(memory: list[torch.Tensor], asked: torch.Tensor) -> torch.Tensor:
+        return asked @ memory[0] if depth == 1 else F.silu(asked @ memory[0]) @ memory[1]
+
+    with torch.no_grad():
+        padded = F.pad(mixer.query_proj(x)[0], (0, 0, 3, 0))
+        queries = F.silu(torch.stack([(padded[t : t + 4] * mixer.conv_weight.T).sum(0) for t in range(T)])).view(T, HEADS, K)
+        q, k, v = mixer.attention_proj(x[0]).view(T, 3, HEADS, K).unbind(1)
+    attended, reads = torch.empty_like(q), torch.empty_like(q)
+    for h in range(HEADS):
+        initial = [mixer.initial_out] if depth == 1 else [mixer.initial_hidden, mixer.initial_out]
+        memory = [w.detach()[h] for w in initial]
+        surprise = [torch.zeros_like(w) for w in memory]
+        biases = torch.stack([mixer.keep_bias[h], mixer.momentum_bias[h], mixer.step_bias[h]]).detach()
+        maps = [w.detach()[h] for w in (mixer.retrieved_weight, mixer.memorised_weight, mixer.rate_weight)]
+        for t in range(T):
+            if t % chunk == 0:
+                start = [w.clone().requires_grad_() for w in memory]
+                keys, values = list(mixer.persistent_k.detach()[:, h]), list(mixer.persistent_v.detach()[:, h])
+            retrieved = recall([w.detach() for w in start], queries[t, h] / queries[t, h].norm())
+            of_memory = maps[0] @ retrieved
+            keys += [rotated(of_memory[:K], t % chunk), rotated(k[t, h], t % chunk)]
+            values += [of_memory[K:], v[t, h]]
+            scores = torch.stack(keys) @ rotated(q[t, h], t % chunk) * K**-0.5
+            attended[t, h] = scores.softmax(-1) @ torch.stack(values)
+            asked, key, value = F.silu(maps[1] @ attended[t, h]).view(3, K)
+            keep, eta, raw = (maps[2] @ attended[t, h] + biases).sigmoid()
+            loss = (recall(start, key / key.norm()) - value).square().sum()
+            gradient = torch.autograd.grad(loss, start)
+            surprise = [eta * s - (1 - eta) * raw / chunk * g for s, g in zip(surprise, gradient, strict=True)]
+            memory = [keep * w + s for w, s in zip(memory, surprise, strict=True)]
+            reads[t, h] = recall(memory, asked / asked.norm())
+    a, m = (F.layer_norm(part, part.shape[-1:], eps=1e-6).flatten(-2) for part in (attended, reads))
+    torch.testing.assert_close(mixer(x)[0][0], mixer.out_proj(a * F.silu(m)), rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("momentum", [-4.0, 0.0, 4.0, 8.0])
 @pytest.mark.parametrize("varying", [0.0, 4.0])
 def test_a_linear_memory_stays_bounded_when_all_keys_are_one(momentum, varying):
@@ -117,8 +168,9 @@ def test_a_linear_memory_stays_bounded_when_all_keys_are_one(momentum, varying):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"variant": "mem"}, "must be one of memory, mag, mal"),
-        ({"window": 5}, "variant memory has not"),
+        ({"variant": "mem"}, "must be one of memory, mac, mag, mal"),
+        ({"window": 5}, "belongs to variants mag and mal"),
+        ({"variant": "mac", "window": 5}, "segments of mac are model.layers.t.mixer.chunk tokens"),
         ({"persistent": 5}, "variant memory has not"),
         ({"variant": "mag"}, "use 1 or more"),
         ({"variant": "mal", "window": 4, "persistent": -1}, "use 0 or more"),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llm.ops.memory import chunk, naive
+from llm.ops.memory import chunk, layout, naive
 from llm.ops.memory.naive import Memory
 
 B, H, K, V = 2, 2, 4, 3
@@ -166,7 +166,7 @@ def test_chunks_of_one_without_momentum_are_the_delta_rule():
 
 
 def test_padding_is_what_documents_leave_empty():
-    assert chunk.padding(torch.arange(4 * C)[None], C) == 0
-    assert chunk.padding(positions(2 * C, [3, 3], documents=False), C) == 0.5
+    assert layout.padding(torch.arange(4 * C)[None], C) == 0
+    assert layout.padding(positions(2 * C, [3, 3], documents=False), C) == 0.5
     lengths = torch.cat([torch.arange(n) for n in (C, 1, 2 * C - 1)])[None]
-    assert chunk.padding(lengths, C) == pytest.approx(4 * C / (3 * C) - 1)
+    assert layout.padding(lengths, C) == pytest.approx(4 * C / (3 * C) - 1)

@@ -1,6 +1,7 @@
 """Selective scan as a compiled loop on the CPU. Definition: `naive.py`; the loop: `loop.cpp`.
 
-Forward keeps the streams and the state before every SPAN tokens; backward makes the states between again.
+Forward keeps the streams and the state before every SPAN tokens; backward makes the states between again. Complex states run in
+chunks.
 """
 
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from llm.ops import compiled
+from llm.ops.scan import chunk
 from llm.state import accumulator
 
 SOURCE = "scan/loop.cpp"
@@ -26,6 +28,8 @@ def scan(
     starts_BT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(y `[B, T, D]` in u's dtype, final state `[B, D, N]`). B and C come in G groups: channel d reads group d // (D / G)."""
+    if any(x.is_complex() for x in (A_DN, B_BTGN, C_BTGN)):
+        return chunk.scan(u_BTD, dt_BTD, A_DN, B_BTGN, C_BTGN, state_BDN, starts_BT)
     dtype = accumulator(u_BTD.dtype)
     streams = [x.to(dtype).contiguous() for x in (u_BTD, dt_BTD, A_DN, B_BTGN, C_BTGN, state_BDN)]
     y, final = _Scan.apply(*streams, None if starts_BT is None else starts_BT.contiguous())
