@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 LINEAR_CHUNK = 64
+ATTENTION_TILE = 256
 POSITION_BYTES = 8
 
 
@@ -52,6 +53,15 @@ def attention(heads: int, key: int, value: int, context: int, window: int | None
     W = min(window or context, context)
     visible = (W * (W + 1) / 2 + (context - W) * W) / context
     return Cost(flops=2.0 * heads * (key + value) * visible)
+
+
+def capped_attention(heads: int, key: int, value: int, context: int, window: int | None) -> Cost:
+    """With a soft cap: all pairs of each block of queries and the keys in its reach, also those that the mask leaves out."""
+    pairs = 0
+    for start in range(0, context, ATTENTION_TILE):
+        stop = min(start + ATTENTION_TILE, context)
+        pairs += (stop - start) * (stop - max(0, start - (window or context) + 1))
+    return Cost(flops=2.0 * heads * (key + value) * pairs / context)
 
 
 def attention_cache(kv_heads: int, key: int, value: int, context: int, window: int | None, bytes_per_value: int) -> Cost:
@@ -114,16 +124,6 @@ def memory_state_bytes(heads: int, sizes: Sequence[int]) -> Cost:
     return Cost(state_bytes=3 * 4 * heads * sum(i * o for i, o in pairwise(sizes)))
 
 
-def model_cost(config: Any, context: int, bytes_per_value: int = 4) -> Cost:
-    """Of a `ModelConfig`, at a context length, with caches kept at `bytes_per_value`."""
-    Z, D = config.vocab_size, config.width
-    total = Cost(parameters=Z * D * (1 if config.tie_embeddings else 2), flops=2.0 * Z * D, state_bytes=POSITION_BYTES) + vector(D)
-    for name in config.layer_names():
-        layer = config.layers[name]
-        total += vector(D) + layer.mixer.cost(D, context, bytes_per_value)
-        if layer.ffn.kind != "none":
-            total += vector(D) + layer.ffn.cost(D)
-    return total
 def context(heads: int, sizes: Sequence[int], chunk: int) -> Cost:
     """`memory` that attention asks first and feeds, with the maps per head between the two; attention itself is counted apart."""
     K, V = sizes[0], sizes[-1]
@@ -142,3 +142,13 @@ def segment_cache_bytes(heads: int, key: int, value: int, chunk: int, bytes_per_
     return Cost(state_bytes=2 * chunk * heads * (key + value) * bytes_per_value)
 
 
+def model_cost(config: Any, context: int, bytes_per_value: int = 4) -> Cost:
+    """Of a `ModelConfig`, at a context length, with caches kept at `bytes_per_value`."""
+    Z, D = config.vocab_size, config.width
+    total = Cost(parameters=Z * D * (1 if config.tie_embeddings else 2), flops=2.0 * Z * D, state_bytes=POSITION_BYTES) + vector(D)
+    for name in config.layer_names():
+        layer = config.layers[name]
+        total += vector(D) + layer.mixer.cost(D, context, bytes_per_value)
+        if layer.ffn.kind != "none":
+            total += vector(D) + layer.ffn.cost(D)
+    return total

@@ -135,10 +135,11 @@ class Seq:
         window: int | None = None,
         scale: float | None = None,
         prefix: tuple[Tensor, Tensor] | None = None,
+        soft_cap: float | None = None,
     ) -> Tensor:
         """Causal softmax attention `[B, T, H, V]`; the window counts the token itself; scale is K^-1/2 unless given.
 
-        `prefix`: keys and values `[n, G, *]` of no token, which every query sees.
+        `prefix`: keys and values `[n, G, *]` of no token, which every query sees. `soft_cap` c: scores are c tanh(score / c).
         """
         k, v = k_BTGK, v_BTGV
         valid = self.state[f"{name}.valid"]
@@ -149,7 +150,8 @@ class Seq:
             v = torch.cat([self.state[f"{name}.v"].to(v.dtype), v], 1)
         scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
         streams = (k, v, valid, self.starts_BT)
-        y = dispatch.run("attention", self.tokens, q_BTHK, *streams, window=window, scale=scale, prefix=prefix)
+        settings = {"window": window, "scale": scale, "prefix": prefix, "soft_cap": soft_cap}
+        y = dispatch.run("attention", self.tokens, q_BTHK, *streams, **settings)
         self._keep_cache(name, k, v, valid, window)
         return y
 
@@ -182,13 +184,13 @@ class Seq:
         y, self.new_state[name] = dispatch.run("scan", self.tokens, u_BTD, *streams)
         return y
 
-    def recurrent(self, name: str, cell: str, x_BTHMV: Tensor, R_HMVV: Tensor, bias_HMV: Tensor) -> Tensor:
-        """A cell of `llm/ops/recurrent/cells.py` on its M gates' preactivations and h R + b of its last output: `[B, T, H, V]`."""
     def elementwise(self, name: str, x_BTD: Tensor, decay_BTD: Tensor) -> Tensor:
         """The recurrence h_t = a_t h_{t-1} + x_t per channel, real or, where the state is, complex: `[B, T, D]`. |a| <= 1."""
         h, self.new_state[name] = dispatch.run("elementwise", self.tokens, x_BTD, decay_BTD, self.state[name], self.starts_BT)
         return h
 
+    def recurrent(self, name: str, cell: str, x_BTHMV: Tensor, R_HMVV: Tensor, bias_HMV: Tensor) -> Tensor:
+        """A cell of `llm/ops/recurrent/cells.py` on its M gates' preactivations and h R + b of its last output: `[B, T, H, V]`."""
         keys = [f"{name}.{part}" for part in CELLS[cell].states]
         state = tuple(self.state[key].to(accumulator(x_BTHMV.dtype)) for key in keys)
         h, after = dispatch.run("recurrent", self.tokens, x_BTHMV, R_HMVV, bias_HMV, state, self.starts_BT, cell=cell)
@@ -238,8 +240,6 @@ class Seq:
         self._keep_memory(name, after)
         return y
 
-
-def _last(x: Tensor, count: int) -> Tensor:
     def context(
         self,
         name: str,
@@ -282,6 +282,8 @@ def _last(x: Tensor, count: int) -> Tensor:
         for part, weights in zip(Memory._fields, memory, strict=True):
             self.new_state |= {f"{name}.{part}.{layer}": w for layer, w in enumerate(weights)}
 
+
+def _last(x: Tensor, count: int) -> Tensor:
     """The last `count` along dimension 1, padded on the left with zeros when there are fewer."""
     missing = count - x.shape[1]
     if missing > 0:

@@ -1,7 +1,11 @@
 """Softmax attention: multi-head, grouped or multi-query, full or in a sliding window, with rotary positions.
 
 Vaswani et al., arXiv:1706.03762 eq. 1; grouped queries, arXiv:2305.13245; the window counts the token itself, as in Mistral
-(arXiv:2310.06825); per-head RMSNorm of queries and keys before the rotation, as in Qwen3.
+(arXiv:2310.06825); per-head RMSNorm of queries and keys before the rotation, as in Qwen3; scores a softly capped to
+c tanh(a / c), as in Gemma 2 (arXiv:2408.00118); an output gate for each channel of each head, y * sigmoid(x W_g) before the
+output projection (arXiv:2505.06708 sec. 2.2, position G1), as in Qwen3-Next.
+
+Scores are scaled by head_dim^-1/2; another scale, such as Gemma 2's query_pre_attn_scalar^-1/2, is a factor of q_proj.
 """
 
 from dataclasses import dataclass
@@ -9,7 +13,7 @@ from dataclasses import dataclass
 from omegaconf import MISSING
 from torch import Tensor, nn
 
-from llm.cost import Cost, attention, attention_cache, projection, vector
+from llm.cost import Cost, attention, attention_cache, capped_attention, projection, vector
 from llm.errors import ConfigError
 from llm.mixers.mixer import Mixer
 from llm.ops.norm import RMSNorm
@@ -19,7 +23,7 @@ from llm.state import StateSpec
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """kv_heads: None is as many as heads. head_dim: None is width / heads. window, rope_theta: None is full, no rotation."""
+    """kv_heads: None is as many as heads. head_dim: None is width / heads. window, rope_theta, soft_cap: None is without."""
 
     kind: str = "attention"
     heads: int = MISSING
@@ -29,6 +33,8 @@ class AttentionConfig:
     rope_theta: float | None = 10000.0
     qk_norm: bool = False
     norm_eps: float = 1e-6
+    soft_cap: float | None = None
+    gate: bool = False
 
     def sizes(self, width: int) -> tuple[int, int, int]:
         """Heads, key/value heads, channels per head."""
@@ -45,15 +51,18 @@ class AttentionConfig:
             raise ConfigError(f"{where}: rotary positions need an even head_dim ({K}); change it or set {where}.rope_theta=null")
         if self.window is not None and self.window < 1:
             raise ConfigError(f"{where}.window ({self.window}) counts the token itself; use 1 or more, or null for full attention")
+        if self.soft_cap is not None and self.soft_cap <= 0:
+            raise ConfigError(f"{where}.soft_cap ({self.soft_cap}) bounds the scores and must be above 0; use 50, or null for none")
 
     def cost(self, width: int, context: int, bytes_per_value: int) -> Cost:
         H, G, K = self.sizes(width)
         norms = vector(2 * K) if self.qk_norm else Cost()
-        projections = projection(width, (H + 2 * G) * K) + projection(H * K, width)
+        projections = projection(width, ((2 if self.gate else 1) * H + 2 * G) * K) + projection(H * K, width)
+        attend = attention if self.soft_cap is None else capped_attention
         return (
             projections
             + norms
-            + attention(H, K, K, context, self.window)
+            + attend(H, K, K, context, self.window)
             + attention_cache(G, K, K, context, self.window, bytes_per_value)
         )
 
@@ -66,6 +75,7 @@ class Attention(Mixer):
         self.q_proj = nn.Linear(width, self.heads * self.head_dim, bias=False)
         self.k_proj = nn.Linear(width, self.kv_heads * self.head_dim, bias=False)
         self.v_proj = nn.Linear(width, self.kv_heads * self.head_dim, bias=False)
+        self.gate_proj = nn.Linear(width, self.heads * self.head_dim, bias=False) if config.gate else None
         self.out_proj = nn.Linear(self.heads * self.head_dim, width, bias=False)
         self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
@@ -76,8 +86,10 @@ class Attention(Mixer):
             q, k = self.q_norm(q), self.k_norm(k)
         if self.config.rope_theta is not None:
             q, k = seq.rotary(q, k, theta=self.config.rope_theta)
-        y_BTHV = seq.attention("attention", q, k, v, window=self.config.window)
-        return self.out_proj(y_BTHV.flatten(-2))
+        y = seq.attention("attention", q, k, v, window=self.config.window, soft_cap=self.config.soft_cap).flatten(-2)
+        if self.gate_proj is not None:
+            y = y * self.gate_proj(x_BTD).sigmoid()
+        return self.out_proj(y)
 
     def state_spec(self) -> dict[str, StateSpec]:
         return named("attention", attention_state(self.kv_heads, self.head_dim, self.head_dim, self.config.window))

@@ -18,15 +18,17 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("attention", {"heads": 2, "window": 9}),
     ("attention", {"heads": 4, "kv_heads": 2, "window": 100, "rope_theta": None}),
     ("attention", {"heads": 2, "window": 1}),
+    ("attention", {"heads": 4, "kv_heads": 2, "soft_cap": 1.0, "gate": True}),
+    ("attention", {"heads": 2, "window": 70, "soft_cap": 2.0}),
     ("mamba", {"state": 3, "taps": 2, "dt_rank": 2}),
     ("mamba2", {"heads": 4, "groups": 2, "state": 5, "taps": 2}),
     ("slstm", {"heads": 4, "taps": 0}),
     ("titans", {"heads": 2, "variant": "mag", "window": 9, "persistent": 3, "depth": 2, "chunk": 16}),
     ("titans", {"heads": 2, "variant": "mal", "window": 70, "step_max": 0.05}),
-    ("retention", {"heads": 4, "value_factor": 1, "rope_theta": None}),
-)
     ("titans", {"heads": 2, "variant": "mac", "chunk": 16, "persistent": 3}),
     ("titans", {"heads": 2, "variant": "mac", "chunk": 64, "depth": 2, "rope_theta": None}),
+    ("retention", {"heads": 4, "value_factor": 1, "rope_theta": None}),
+)
 
 
 def small(kind: str) -> Case:

@@ -1,12 +1,16 @@
 """Causal softmax attention, token by token: the definition.
 
-y_t = sum_s softmax_s(scale q_t . k_s) v_s over the cached and new tokens s of t's own document with 0 <= t - s < window
-(the window counts the token itself). Head h reads group h // (H / G).
+y_t = sum_s softmax_s(a_ts) v_s, a_ts = scale q_t . k_s, over the cached and new tokens s of t's own document with
+0 <= t - s < window (the window counts the token itself). Head h reads group h // (H / G).
+
+A soft cap c keeps the scores inside (-c, c): c tanh(a_ts / c) stands for a_ts (Gemma 2, arXiv:2408.00118 sec. 2).
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from llm.state import accumulator
 
 
 def attention(
@@ -19,6 +23,7 @@ def attention(
     window: int | None = None,
     scale: float,
     prefix: tuple[Tensor, Tensor] | None = None,
+    soft_cap: float | None = None,
 ) -> Tensor:
     """y `[B, T, H, V]`. The first P = S - T keys are the cache; `valid_BP` says which belong to the continued document.
 
@@ -41,7 +46,9 @@ def attention(
         seen_BS = seen_BS | (s == past + t)
         near_BS = seen_BS if window is None else seen_BS & (s > past + t - window)
         near_BS = F.pad(near_BS, (fixed, 0), value=True)
-        score_BHS = scale * torch.einsum("bhk,bshk->bhs", q_BTHK[:, t], k)
+        score_BHS = scale * torch.einsum("bhk,bshk->bhs", q_BTHK[:, t], k).to(accumulator(k.dtype))
+        if soft_cap is not None:
+            score_BHS = soft_cap * (score_BHS / soft_cap).tanh()
         weight_BHS = score_BHS.masked_fill(~near_BS[:, None], -torch.inf).softmax(-1)
-        outputs.append(torch.einsum("bhs,bshv->bhv", weight_BHS, v))
+        outputs.append(torch.einsum("bhs,bshv->bhv", weight_BHS.to(v.dtype), v))
     return torch.stack(outputs, 1)
