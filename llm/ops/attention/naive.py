@@ -46,9 +46,9 @@ def attention(
         seen_BS = seen_BS | (s == past + t)
         near_BS = seen_BS if window is None else seen_BS & (s > past + t - window)
         near_BS = F.pad(near_BS, (fixed, 0), value=True)
-        score_BHS = scale * torch.einsum("bhk,bshk->bhs", q_BTHK[:, t], k).to(accumulator(k.dtype))
+        score_BHS = scale * torch.einsum("bhk,bshk->bhs", q_BTHK[:, t], k)
         if soft_cap is not None:
-            score_BHS = soft_cap * (score_BHS / soft_cap).tanh()
+            score_BHS = soft_cap * (score_BHS.to(accumulator(k.dtype)) / soft_cap).tanh()
         weight_BHS = score_BHS.masked_fill(~near_BS[:, None], -torch.inf).softmax(-1)
         outputs.append(torch.einsum("bhs,bshv->bhv", weight_BHS.to(v.dtype), v))
     return torch.stack(outputs, 1)
