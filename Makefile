@@ -12,6 +12,8 @@ export PATH := $(BIN):$(PATH)
 # The stamp's name changes with what is to be installed, and from where, so an environment that is up to date costs nothing.
 INSTALLS := $(shell { pwd; cat pyproject.toml constraints.txt; } | sha256sum | cut -c1-16)
 STAMP := $(VENV)/.braid-$(INSTALLS)
+PEERS := tests/peers/requirements.txt
+PEERS_STAMP := $(VENV)/peers/.braid-$(shell sha256sum $(PEERS) | cut -c1-16)
 
 # ENV_READY=1 takes the environment as it is and installs nothing.
 ENV_READY ?=
@@ -28,7 +30,7 @@ endef
 
 # Checks go from cheap to dear and share few cores, also under `make -j`.
 .NOTPARALLEL:
-.PHONY: help env demo test test-all lint test-fast test-processes format check-cuda-constraints clean
+.PHONY: help env peers demo test test-all lint test-fast test-processes format check-cuda-constraints clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 32
@@ -42,6 +44,14 @@ $(STAMP):
 	@rm -f $(VENV)/.braid-*; touch $@
 comma := ,
 
+peers: env $(if $(ENV_READY),,$(PEERS_STAMP)) ## other projects' layers, which tests compare ours with; apart from the environment (VENV/peers)
+
+# Python only, no CUDA. The folder is made anew: pip does not replace in a --target.
+$(PEERS_STAMP):
+	@rm -rf $(VENV)/peers
+	$(call check,install packages ($(PEERS)),MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE $(BIN)/python -m pip install --disable-pip-version-check $(if $(MAKE_TERMOUT),,-q) --no-deps --no-build-isolation --target $(VENV)/peers -r $(PEERS))
+	@touch $@
+
 demo: env ## from text on this machine to a trained, evaluated, exported model (10 minutes on 2 cores)
 	@$(BIN)/python launch/demo.py
 
@@ -53,7 +63,7 @@ lint: env ## ruff, mypy, import contracts
 	$(call check,mypy,$(BIN)/mypy)
 	$(call check,import contracts,$(BIN)/lint-imports)
 
-test-fast: env ## tests that run in one process each, two at a time
+test-fast: peers ## tests that run in one process each, two at a time
 	$(call check,pytest: single process,$(one_thread) $(PYTEST) -n 2 -m 'not multirank and not slow')
 
 test-processes: env ## tests that start ranks, commands and environments of their own, one after the other
