@@ -1,4 +1,4 @@
-// Short vectors and the elementary functions of the loops. The float forms are plain arithmetic, so that compilers make vector code of
+// The elementary functions of the loops, and bfloat16. The float forms are plain arithmetic, so that compilers make vector code of
 // them in any loop; their relative error is a few units in the last place. The double forms are the standard library's.
 #pragma once
 #include <cmath>
@@ -68,3 +68,23 @@ template <class T> INLINE T sigmoid(T x) {
 }
 
 template <class T> INLINE T logsigmoid(T x) { return (x < 0 ? x : T(0)) - log1p_(exp_(-std::fabs(x))); }
+
+// Streams may be in a narrower dtype than sums.
+struct bfloat16 {
+    uint16_t bits;
+};
+
+template <class T> INLINE T load(T x) { return x; }
+INLINE float load(bfloat16 x) {
+    uint32_t wide = uint32_t(x.bits) << 16;
+    float value;
+    std::memcpy(&value, &wide, 4);
+    return value;
+}
+template <class T> INLINE void store(T value, T* to) { *to = value; }
+INLINE void store(float value, bfloat16* to) {
+    uint32_t wide;
+    std::memcpy(&wide, &value, 4);
+    uint32_t rounded = (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
+    to->bits = uint16_t(value != value ? 0x7fc0 : rounded);
+}

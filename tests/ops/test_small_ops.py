@@ -2,32 +2,52 @@
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from llm.ops import dispatch
 from llm.ops.conv import chunk as conv_chunk
+from llm.ops.conv import loop as conv_loop
 from llm.ops.conv import naive as conv_naive
 from llm.ops.cross_entropy import IGNORED, SLICE, cross_entropy
 from llm.ops.norm import head_norm, rms_norm
 from llm.ops.rotary import rotary
 
 
+def convolved(op, inputs: list[Tensor], at: Tensor | None, bias: bool) -> list[Tensor]:
+    """Outputs, the tail that leaves, and every gradient."""
+    x, weight, b, tail = leaves = [t.detach().clone().requires_grad_() for t in inputs]
+    y, final = op(x, weight, b if bias else None, tail, at)
+    generator = torch.Generator().manual_seed(3)
+    loss = sum((out.double() * torch.randn(out.shape, generator=generator, dtype=torch.float64)).sum() for out in (y, final))
+    return [y, final, *torch.autograd.grad(loss, leaves if bias else [x, weight, tail])]
+
+
+def conv_inputs(tokens: int, channels: int, taps: int, dtype: torch.dtype) -> list[Tensor]:
+    torch.manual_seed(0)
+    sizes = ((2, tokens, channels), (channels, taps), (channels,), (2, taps - 1, channels))
+    return [torch.randn(size).to(dtype) for size in sizes]
+
+
+@pytest.mark.parametrize("op", [conv_chunk.conv, conv_loop.conv], ids=["chunk", "loop"])
 @pytest.mark.parametrize("taps", [1, 2, 4])
 @pytest.mark.parametrize("documents", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("tokens", [1, 2, 30])
-def test_convolution_in_one_go_is_the_definition(taps, documents, bias, tokens):
-    torch.manual_seed(0)
-    inputs = [torch.randn(2, tokens, 3), torch.randn(3, taps), torch.randn(3), torch.randn(2, taps - 1, 3)]
+@pytest.mark.parametrize(("tokens", "channels"), [(1, 3), (2, 3), (30, 3), (300, 70)])
+def test_convolution_in_one_go_is_the_definition(op, taps, documents, bias, tokens, channels):
+    inputs = conv_inputs(tokens, channels, taps, torch.float64)
     at = torch.rand(2, tokens) < 0.3 if documents else None
-    results = []
-    for op in (conv_naive.conv, conv_chunk.conv):
-        x, weight, b, tail = (t.double().requires_grad_() for t in inputs)
-        y, final = op(x, weight, b if bias else None, tail, at)
-        loss = (y * torch.arange(y.numel()).view_as(y)).sum() + (final * torch.arange(final.numel()).view_as(final)).sum()
-        results.append([y, final, *torch.autograd.grad(loss, [x, weight, tail, *([b] if bias else [])])])
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-11)
+    for got, want in zip(*(convolved(form, inputs, at, bias) for form in (op, conv_naive.conv)), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
+
+
+def test_the_convolution_s_loop_sums_bfloat16_in_float32():
+    inputs, at = conv_inputs(300, 70, 4, torch.bfloat16), torch.rand(2, 300) < 0.1
+    exact = convolved(conv_naive.conv, [x.double() for x in inputs], at, bias=True)
+    for got, want in zip(convolved(conv_loop.conv, inputs, at, bias=True), exact, strict=True):
+        assert got.dtype == torch.bfloat16
+        # one rounding, at the end
+        assert (got.double() - want).norm() <= 3e-3 * want.norm()
 
 
 def test_convolution_is_a_padded_conv1d():

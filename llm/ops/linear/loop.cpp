@@ -10,25 +10,6 @@
 
 static constexpr int64_t C = 64;
 
-struct bfloat16 {
-    uint16_t bits;
-};
-
-template <class T> INLINE T load(T x) { return x; }
-INLINE float load(bfloat16 x) {
-    uint32_t wide = uint32_t(x.bits) << 16;
-    float value;
-    std::memcpy(&value, &wide, 4);
-    return value;
-}
-template <class T> INLINE void store(T value, T* to) { *to = value; }
-INLINE void store(float value, bfloat16* to) {
-    uint32_t wide;
-    std::memcpy(&wide, &value, 4);
-    uint32_t rounded = (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
-    to->bits = uint16_t(value != value ? 0x7fc0 : rounded);
-}
-
 struct Shape {
     int64_t B, S, G, H, K, V;  // batch, tokens, groups, heads, widths of keys and values
     int64_t parts, decay_rows;  // parts of a group; 1 where all rows share the log decays, else B
