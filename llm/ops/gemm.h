@@ -1,6 +1,8 @@
-// Products of small matrices that lie in the cache, row by row, in dimensions padded to whole vectors.
+// Small matrices that lie in the cache, row by row, in dimensions padded to whole vectors, and their products.
 #pragma once
 #include "simd.h"
+#include <algorithm>
+#include <vector>
 
 #ifdef __AVX512F__
 static constexpr int64_t VECTOR_BYTES = 64, TILE_ROWS = 8;
@@ -53,4 +55,52 @@ template <class T> static void transpose(int64_t rows, int64_t columns, const T*
     for (int64_t i = 0; i < rows; i += W)
         for (int64_t j = 0; j < columns; j++)
             for (int64_t k = 0; k < W; k++) b[j * ldb + i + k] = a[(i + k) * lda + j];
+}
+
+// A matrix whose rows are padded to whole vectors, with zeros.
+template <class T> struct Rows {
+    int64_t rows, width, padded;
+    std::vector<T> values;
+    Rows(int64_t rows, int64_t width) : rows(rows), width(width), padded(whole_vectors<T>(width)), values(rows * padded, T(0)) {}
+    T* operator[](int64_t row) { return &values[row * padded]; }
+    T* data() { return values.data(); }
+
+    // the first `columns` of `count` rows that lie `stride` apart; rows after those are 0
+    template <class In> void read(const In* from, int64_t stride, int64_t count, int64_t columns, T factor = 1) {
+        for (int64_t t = 0; t < rows; t++) {
+            T* to = (*this)[t];
+            if (t < count)
+                for (int64_t i = 0; i < columns; i++) to[i] = factor * load(from[t * stride + i]);
+            else
+                std::fill_n(to, padded, T(0));
+        }
+    }
+    template <class Out> void write(Out* to, int64_t stride, int64_t count, int64_t columns, T factor = 1) {
+        for (int64_t t = 0; t < count; t++)
+            for (int64_t i = 0; i < columns; i++) store(T(factor * (*this)[t][i]), to + t * stride + i);
+    }
+    // a whole matrix [count, width]
+    void read_matrix(const T* from, int64_t count) {
+        for (int64_t r = 0; r < count; r++) std::copy_n(from + r * width, width, (*this)[r]);
+    }
+    void write_matrix(T* to, int64_t count) {
+        for (int64_t r = 0; r < count; r++) std::copy_n((*this)[r], width, to + r * width);
+    }
+    void fill(T value) { std::fill(values.begin(), values.end(), value); }
+    // rows of `from` times a factor each
+    void scaled(Rows& from, const T* factor) {
+        for (int64_t t = 0; t < rows; t++)
+            for (int64_t i = 0; i < padded; i++) (*this)[t][i] = factor[t] * from[t][i];
+    }
+    void add_scaled(Rows& from, const T* factor) {
+        for (int64_t t = 0; t < rows; t++)
+            for (int64_t i = 0; i < padded; i++) (*this)[t][i] += factor[t] * from[t][i];
+    }
+};
+
+template <class T> static T dot(const T* a, const T* b, int64_t n) {
+    T sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < n; i++) sum += a[i] * b[i];
+    return sum;
 }

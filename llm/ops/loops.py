@@ -8,12 +8,14 @@ from torch import Tensor
 from llm.ops import compiled
 from llm.ops.conv import loop as conv_loop
 from llm.ops.linear import loop as linear_loop
+from llm.ops.memory import loop as memory_loop
 from llm.ops.recurrent import loop as recurrent_loop
 from llm.ops.scan import loop as scan_loop
 
 LOOPS: dict[str, tuple[str, Callable[..., Any]]] = {
     "conv": (conv_loop.SOURCE, conv_loop.conv),
     "linear": (linear_loop.SOURCE, linear_loop.linear),
+    "memory": (memory_loop.SOURCE, memory_loop.memory),
     "mlstm": (linear_loop.SOURCE, linear_loop.mlstm),
     "recurrent": (recurrent_loop.SOURCE, recurrent_loop.recurrent),
     "scan": (scan_loop.SOURCE, scan_loop.scan),

@@ -5,8 +5,6 @@
 // of time. Forward keeps the state before each chunk; backward makes the rest again. `In` is the dtype of the streams, T that of
 // states, decays and sums. Results do not depend on the number of threads.
 #include "gemm.h"
-#include <algorithm>
-#include <vector>
 
 static constexpr int64_t C = 64;
 
@@ -73,52 +71,6 @@ template <class T> struct Decays {
         return gates.m[held + 1];
     }
 };
-
-// Rows of [.., S, heads, width] to a padded buffer and back.
-template <class T> struct Rows {
-    int64_t width, padded;
-    std::vector<T> values;
-    Rows(int64_t rows, int64_t width) : width(width), padded(whole_vectors<T>(width)), values(rows * padded, T(0)) {}
-    T* operator[](int64_t row) { return &values[row * padded]; }
-    T* data() { return values.data(); }
-
-    // the first `columns` of `count` rows that lie `stride` apart; rows after those are 0
-    template <class In> void read(const In* from, int64_t stride, int64_t count, int64_t columns, T factor = 1) {
-        for (int64_t t = 0; t < C; t++) {
-            T* to = (*this)[t];
-            if (t < count)
-                for (int64_t i = 0; i < columns; i++) to[i] = factor * load(from[t * stride + i]);
-            else
-                std::fill_n(to, padded, T(0));
-        }
-    }
-    template <class Out> void write(Out* to, int64_t stride, int64_t count, int64_t columns, T factor = 1) {
-        for (int64_t t = 0; t < count; t++)
-            for (int64_t i = 0; i < columns; i++) store(T(factor * (*this)[t][i]), to + t * stride + i);
-    }
-    void read_matrix(const T* from, int64_t rows) {
-        for (int64_t r = 0; r < rows; r++) std::copy_n(from + r * width, width, (*this)[r]);
-    }
-    void write_matrix(T* to, int64_t rows) {
-        for (int64_t r = 0; r < rows; r++) std::copy_n((*this)[r], width, to + r * width);
-    }
-    // rows of `from` times a factor each
-    void scaled(Rows& from, const T* factor) {
-        for (int64_t t = 0; t < C; t++)
-            for (int64_t i = 0; i < padded; i++) (*this)[t][i] = factor[t] * from[t][i];
-    }
-    void add_scaled(Rows& from, const T* factor) {
-        for (int64_t t = 0; t < C; t++)
-            for (int64_t i = 0; i < padded; i++) (*this)[t][i] += factor[t] * from[t][i];
-    }
-};
-
-template <class T> static T dot(const T* a, const T* b, int64_t n) {
-    T sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < n; i++) sum += a[i] * b[i];
-    return sum;
-}
 
 // body(row of the batch, group, part, first head, heads)
 template <class Body> static void over_parts(const Shape& s, int64_t threads, Body body) {
