@@ -30,7 +30,7 @@ endef
 
 # Checks go from cheap to dear and share few cores, also under `make -j`.
 .NOTPARALLEL:
-.PHONY: help env peers demo test test-all lint test-fast test-processes format check-cuda-constraints clean
+.PHONY: help env peers demo test test-all lint test-fast test-processes test-speed format check-cuda-constraints clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 32
@@ -55,7 +55,7 @@ $(PEERS_STAMP):
 demo: env ## from text on this machine to a trained, evaluated, exported model (10 minutes on 2 cores)
 	@$(BIN)/python launch/demo.py
 
-test: env lint test-fast test-processes ## every check that CI runs, cheap ones first
+test: env lint test-fast test-processes test-speed ## every check that CI runs, cheap ones first
 
 lint: env ## ruff, mypy, import contracts
 	$(call check,ruff check,$(BIN)/ruff check .)
@@ -69,8 +69,13 @@ test-fast: peers ## tests that run in one process each, two at a time
 test-processes: env ## tests that start ranks, commands and environments of their own, one after the other
 	$(call check,pytest: ranks and commands,$(one_thread) $(PYTEST) -m 'multirank and not slow')
 
+test-speed: peers ## the mixers' cores beside other projects', at 70 % of what the whole benchmark asks for
+	$(call check,speed,$(BIN)/python -W ignore benchmarks/mixers.py --check 0.7 --tables core --tokens 2048 --dtypes fp32 --rounds 3)
+
 test-all: test ## adds the long tiers
 	$(call check,pytest: long tier,$(one_thread) $(PYTEST) -m slow)
+	$(call check,speed: the whole table,$(BIN)/python -W ignore benchmarks/mixers.py --check 1.0)
+	$(call check,speed: peak memory,$(BIN)/python -W ignore benchmarks/mixers.py --memory)
 	$(MAKE) check-cuda-constraints
 
 format: env ## format and mend what ruff can

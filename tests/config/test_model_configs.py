@@ -159,8 +159,8 @@ def test_families_of_ten_million_are_comparable():
     assert count(on_meta("retention-125m").blocks) == pytest.approx(count(on_meta("transformer-125m").blocks), rel=1e-3)
 
 
-def test_five_kinds_take_the_place_of_the_demos_model():
-    shown = load_config(["exp/demo.yaml", "model/braid-five.yaml"]).model
+def test_the_demo_trains_five_kinds():
+    shown = load_config(["exp/demo.yaml"]).model
     shown.check()
     assert shown == config("braid-five")
     assert {layer.mixer.kind for layer in shown.layers.values()} == {"mamba", "mlstm", "retention", "titans", "attention"}

@@ -1,0 +1,41 @@
+"""The benchmark of the mixers: every comparison runs, and what is too slow is named."""
+
+import pytest
+import torch
+
+from benchmarks.comparisons import CORES, LAYERS, OURS
+from benchmarks.mixers import TABLES, growths, measure, shortfalls
+
+CASES = [(table, name) for table, comparisons in TABLES.items() for name in comparisons]
+
+
+@pytest.mark.parametrize(("table", "name"), CASES)
+@pytest.mark.filterwarnings("ignore")
+def test_sides_agree_in_shape_and_run(table, name):
+    found = measure(TABLES[table][name], 64, torch.float32, rounds=1)
+    assert next(iter(found)) == OURS
+    assert all(seconds is not None for seconds in found.values()), found
+
+
+@pytest.mark.parametrize("comparisons", [CORES, LAYERS], ids=["cores", "layers"])
+@pytest.mark.filterwarnings("ignore")
+def test_floors_name_sides_that_are_measured(comparisons):
+    for comparison in comparisons.values():
+        assert {peer for peer, _ in comparison.floors} <= comparison.sides(64, torch.float32).keys()
+
+
+def row(mixer: str, tokens: int, ms: float, table: str = "layer", **others: float) -> dict:
+    return {"table": table, "mixer": mixer, "dtype": "fp32", "tokens": tokens, "ms": ms, "bound": 1.0, "others": others}
+
+
+def test_what_is_below_its_floor_is_named():
+    rows = [row("slstm", 2048, 10.0, "core", xlstm=4.9), row("slstm", 8192, 10.0, "core", xlstm=5.1)]
+    assert shortfalls(rows, 1.0) == ["core slstm fp32 T=2048: 4.90x xlstm, at least 5.00x is asked for"]
+    assert shortfalls(rows, 0.7) == []
+
+
+def test_growth_is_measured_by_the_projections():
+    rows = [row("projections", 512, 10.0), row("projections", 2048, 40.0), row("mamba", 512, 20.0), row("mamba", 2048, 100.0)]
+    rows += [row("attention", 512, 20.0), row("attention", 2048, 200.0)]
+    assert [(r["mixer"], r["growth"], r["ratio"]) for r in growths(rows)] == [("mamba", 5.0, 1.25)]
+    assert shortfalls(rows, 1.0) == ["layer mamba fp32 512 to 2048: grows 1.25x as the projections do, at most 1.10x is allowed"]
