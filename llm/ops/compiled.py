@@ -30,7 +30,8 @@ SUFFIX = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bflo
 
 def usable(x: Tensor, source: str) -> bool:
     """Whether the loop of `source` (a path under llm/ops) can run on `x`: a plain tensor on the CPU, and a compiler found."""
-    return x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter) and _library(source) is not None
+    plain = x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
+    return plain and _library(source) is not None
 
 
 def call(source: str, function: str, dtype: torch.dtype, *arguments: Tensor | float | None) -> None:
