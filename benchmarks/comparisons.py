@@ -35,13 +35,14 @@ Sides = dict[str, Side]
 class Comparison:
     """sides: of (tokens, dtype), ours first. work: forward FLOPs per token of ours. floors: (peer, tokens) -> least ratio.
 
-    recurrent: whether the time must grow like that of the projections.
+    recurrent: whether the time must grow like that of the projections. peers_until: tokens from which on others take minutes.
     """
 
     sides: Callable[[int, torch.dtype], Sides]
     work: float
     floors: dict[tuple[str, int], float] = field(default_factory=dict)
     recurrent: bool = True
+    peers_until: int | None = None
 
 
 def leaf(x: Tensor) -> Tensor:
@@ -284,8 +285,8 @@ CORES: dict[str, Comparison] = {
     "mamba2, one group": Comparison(mamba2, cost.linear(16, 128, 64, groups=1).flops, both(5.0, "transformers")),
     "mlstm": Comparison(mlstm, cost.mlstm(HEADS, K, K).flops, both(1.0, "mlstm_kernels", "mlstm_kernels, exact")),
     "mamba": Comparison(scan, cost.scan(INNER, STATES).flops, both(3.0, "transformers + mambapy")),
-    "slstm": Comparison(cell("slstm"), 4 * CELL, both(5.0, "xlstm")),
-    "lstm": Comparison(cell("lstm"), 4 * CELL, both(5.0, "xlstm")),
+    "slstm": Comparison(cell("slstm"), 4 * CELL, both(5.0, "xlstm"), peers_until=2048),
+    "lstm": Comparison(cell("lstm"), 4 * CELL, both(5.0, "xlstm"), peers_until=2048),
     "gru": Comparison(cell("gru"), 3 * CELL),
     "titans, a matrix": Comparison(titans, cost.memory(HEADS, (K, K), CHUNK).flops, TITANS),
     "titans, two matrices": Comparison(memory((K, 2 * K, K)), cost.memory(HEADS, (K, 2 * K, K), CHUNK).flops),
@@ -300,7 +301,9 @@ LAYERS: dict[str, Comparison] = {
     "mamba2": Comparison(layer("mamba2", their_mamba2, **MAMBA2), flops_of("mamba2", **MAMBA2), both(3.0, "transformers")),
     "mlstm": Comparison(layer("mlstm", heads=HEADS), flops_of("mlstm", heads=HEADS)),
     "mlstm_paper": Comparison(layer("mlstm_paper", heads=HEADS), flops_of("mlstm_paper", heads=HEADS)),
-    "slstm": Comparison(layer("slstm", their_slstm, heads=HEADS), flops_of("slstm", heads=HEADS), both(5.0, "xlstm")),
+    "slstm": Comparison(
+        layer("slstm", their_slstm, heads=HEADS), flops_of("slstm", heads=HEADS), both(5.0, "xlstm"), peers_until=2048
+    ),
     "lstm": Comparison(layer("lstm", heads=HEADS), flops_of("lstm", heads=HEADS)),
     "gru": Comparison(layer("gru", heads=HEADS), flops_of("gru", heads=HEADS)),
     "titans, a matrix": Comparison(layer("titans", their_titans, heads=HEADS), flops_of("titans", heads=HEADS)),
