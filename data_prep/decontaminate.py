@@ -3,7 +3,8 @@
 Words are normalised as for deduplication (`words.py`). The n-grams of the evaluation files are held as 64-bit hashes, 16 bytes
 each; of the corpus only the document at hand is in memory. GPT-3 cuts a match out of its document with 200 characters on either
 side, and takes n-grams that more than ten documents hold for common phrases; here, as in datatrove 0.10.1
-(`pipeline/decont/n_grams.py`), the document goes, and `min_matches` is what tells a phrase from a test.
+(`pipeline/decont/n_grams.py`), the document goes, and `min_matches` is what tells a phrase from a test. N-grams of one word over
+and over are no evidence, and not taken: a row of 13 numbers, which all become 0, would match every table.
 """
 
 import heapq
@@ -129,7 +130,7 @@ class Evaluations:
         found = [np.empty(0, dtype=np.uint64)]
         try:
             for text in READERS[Path(name).suffix](Path(name), self.config.fields):
-                found.append(np.unique(hash_ngrams([normalise(text)], self.config.words)[0]))
+                found.append(_known(normalise(text), self.config.words))
                 report.texts += 1
                 report.too_short += not len(found[-1])
         except OSError as error:
@@ -175,6 +176,14 @@ class Evaluations:
         """The same characters for the same set of documents."""
         content = {name: asdict(report) for name, report in self.reports.items()}
         return json.dumps(content, indent=1, sort_keys=True)
+
+
+def _known(normal: bytes, n: int) -> np.ndarray:
+    """The sorted hashes of a text's n-grams but for those of one word over and over."""
+    hashes = np.unique(hash_ngrams([normal], n)[0])
+    if n == 1:
+        return hashes
+    return np.setdiff1d(hashes, hash_ngrams([b" ".join([word] * n) for word in set(normal.split())], n)[0])
 
 
 def _in_sorted(values: np.ndarray, known: np.ndarray) -> np.ndarray:

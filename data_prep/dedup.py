@@ -5,7 +5,8 @@ their signatures agrees with probability s (Broder 1997), all `rows` values of a
 with 1 - (1 - s^rows)^bands: they become a pair (Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, 3.4). Pairs join to
 clusters, and each cluster keeps its document of the lowest id. As in FineWeb (Penedo et al. 2024, section 3.4: 5-grams, 14 bands
 of 8 rows: 92 % of the pairs at s = 0.8, 5 % at 0.5) pairs are not compared once more. Signatures are rensa's, by Fast Similarity
-Sketching (Dahlgaard, Knudsen and Thorup 2017). A text of fewer words than a shingle is compared exactly only, as in datatrove.
+Sketching (Dahlgaard, Knudsen and Thorup 2017). A text of fewer words than a shingle is compared exactly only, as in datatrove; and
+as there numbers do not count, so tables that differ in nothing else are near duplicates.
 
 Texts are read once. On disk, while it runs: about 800 bytes per document (signature 448, keys 360 at the defaults) and the ids.
 In memory: 32 bytes per document at the peak (the forest; 8 while joining, and one file of keys), 9 per document dropped, and the

@@ -7,23 +7,17 @@ from itertools import combinations
 from math import sqrt
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_prep import signatures
-from data_prep import words as words_module
-from data_prep.clusters import Forest, KeyFiles
 from data_prep.dedup import EXACT, NEAR, DedupConfig, Duplicates, find_duplicates
 from data_prep.signatures import Document
-from data_prep.words import hash_ngrams, normalise
+from data_prep.words import normalise
 from llm.errors import ConfigError, DataError
 
 same_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-
-
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def word(k: int) -> str:
@@ -64,92 +58,6 @@ def collection(originals: int = 40, seed: int = 0) -> list[Document]:
         texts += [text, text.upper() if k % 3 else text, *(edited(text, changes, rng) for changes in (1, 2, 5, 20, 60))]
     rng.shuffle(texts)
     return [Document(f"{rng.randrange(10**9):09d}", f"source{k % 3}", text) for k, text in enumerate(texts)]
-
-
-@pytest.mark.parametrize(
-    ("text", "normal"),
-    # what datatrove 0.10.1's simplify_text(text).split() returns
-    [
-        ("The QUICK, brown--fox!", ["the", "quick", "brown", "fox"]),
-        ("Straße_und\tCAFÉ…\x07ok", ["straße", "und", "cafe", "ok"]),
-        ("22/7 or ١٢٣abc9", ["0", "0", "or", "0abc0"]),
-        ("3.14 1.2.3 4,5.6 5. x", ["0", "0", "0", "0", "0", "0", "x"]),
-        ("x\u0301 \u0301 y", ["x", "y"]),
-        ("naïve “quotes” don't", ["naive", "quotes", "don", "t"]),
-        ("Ünïcödé İstanbul ΣΑΣ", ["unicode", "istanbul", "σας"]),
-        ("", []),
-    ],
-)
-def test_words_are_normalised_as_published(text: str, normal: list[str]):
-    assert normalise(text).decode().split() == normal
-
-
-def test_scripts_without_spaces_have_a_word_per_character():
-    assert normalise("東京タワー 高い、tower").decode().split() == [*"東京タワー高い", "tower"]
-
-
-@given(text=st.text(st.characters(max_codepoint=127)))
-def test_ascii_words_are_the_same_beside_others(text: str):
-    assert [*normalise(text).split(), b"e"] == normalise(f"{text} é").split()
-
-
-@given(texts=st.lists(st.lists(st.text("ab\u4e00", min_size=1)), max_size=6), n=st.integers(1, 4), block=st.integers(1, 64))
-def test_equal_ngrams_and_no_others_have_equal_hashes(texts: list[list[str]], n: int, block: int):
-    ngrams = [tuple(text[k : k + n]) for text in texts for k in range(len(text) - n + 1)]
-    spaced = [" ".join(text).encode() for text in texts]
-    expected, ends = hash_ngrams(spaced, n)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(words_module, "_BLOCK", block)
-        hashes, _ = hash_ngrams(spaced, n)
-    assert hashes.tolist() == expected.tolist()
-    assert len(ngrams) == len(hashes) == ends[-1]
-    assert np.diff(ends).tolist() == [max(0, len(text) - n + 1) for text in texts]
-    assert len(set(ngrams)) == len(set(hashes.tolist())) == len(set(zip(ngrams, hashes.tolist(), strict=True)))
-
-
-def test_hashes_are_as_good_as_random():
-    spellings = sorted({f"{a}{b}{c}" for a in LETTERS for b in LETTERS for c in LETTERS} | {word(k) for k in range(100_000)})
-    hashes = hash_ngrams([" ".join(spellings).encode()], 1)[0]
-    assert len(np.unique(hashes)) == len(spellings)
-    # of 64 bits each is set in half, in pairs independently; five standard deviations
-    bits = 2.0 * ((hashes[:, None] >> np.arange(64, dtype=np.uint64)) & np.uint64(1)).astype(float) - 1
-    correlations = bits.T @ bits / len(bits) - np.eye(64)
-    assert np.abs(correlations).max() < 5 / sqrt(len(bits))
-    assert np.abs(bits.mean(0)).max() < 5 / sqrt(len(bits))
-
-
-@given(pairs=st.lists(st.tuples(st.integers(0, 19), st.integers(0, 19))), cuts=st.integers(1, 4))
-def test_the_forest_joins_what_pairs_connect(pairs: list[tuple[int, int]], cuts: int):
-    forest, expected = Forest(20), {k: {k} for k in range(20)}
-    for part in range(cuts):
-        chosen = pairs[part::cuts]
-        forest.join(np.array([a for a, _ in chosen], dtype=int), np.array([b for _, b in chosen], dtype=int))
-    for a, b in pairs:
-        joined = expected[a] | expected[b]
-        expected.update(dict.fromkeys(joined, joined))
-    clusters = sorted(sorted(cluster) for cluster in set(map(frozenset, expected.values())) if len(cluster) > 1)
-    assert [cluster.tolist() for cluster in forest.clusters()] == clusters
-
-
-def test_long_chains_join_in_few_steps():
-    forest, n = Forest(200_000), np.arange(200_000)
-    forest.join(n[:-1], n[1:])
-    assert [len(cluster) for cluster in forest.clusters()] == [200_000]
-
-
-@pytest.mark.parametrize("partitions", [1, 2, 7])
-def test_records_of_one_key_meet(tmp_path: Path, partitions: int):
-    rng = np.random.default_rng(0)
-    keys = rng.integers(0, 12, (300, 2)).astype(np.uint64)
-    with KeyFiles(tmp_path, partitions) as files:
-        for start in range(0, 300, 50):
-            files.add(keys[start : start + 50], np.arange(start, start + 50))
-    found = {(int(a), int(b)) for first, second in files.pairs() for a, b in zip(first, second, strict=True)}
-    lowest: dict[tuple, int] = {}
-    for k, key in enumerate(map(tuple, keys.tolist())):
-        lowest.setdefault(key, k)
-    assert found == {(lowest[key], k) for k, key in enumerate(map(tuple, keys.tolist())) if lowest[key] != k}
-    assert not list(tmp_path.iterdir())
 
 
 def test_pairs_above_are_found_and_texts_without_a_like_are_kept(tmp_path: Path):
