@@ -1,0 +1,59 @@
+"""What each rule kept and dropped, with samples to look at, the same whatever the order of the documents."""
+
+import heapq
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import xxhash
+
+SAMPLES = 5
+EXCERPT = 300
+
+
+class Sample(NamedTuple):
+    """hash: of the id; the lowest ones are the sample. excerpt: the beginning of the document."""
+
+    hash: int
+    id: str
+    excerpt: str
+
+
+@dataclass
+class RuleReport:
+    """kept, dropped: of the documents that came as far as this rule."""
+
+    kept: int = 0
+    dropped: int = 0
+    samples: list[Sample] = field(default_factory=list)
+
+    def drop(self, id: str, text: str) -> None:
+        self.dropped += 1
+        hash = xxhash.xxh3_64_intdigest(id.encode(errors="surrogatepass"))
+        if len(self.samples) < SAMPLES or hash < self.samples[-1].hash:
+            self._hold([Sample(hash, id, text[:EXCERPT])])
+
+    def _hold(self, more: list[Sample]) -> None:
+        self.samples = heapq.nsmallest(SAMPLES, [*self.samples, *more])
+
+    def merge(self, other: "RuleReport") -> None:
+        self.kept += other.kept
+        self.dropped += other.dropped
+        self._hold(other.samples)
+
+
+@dataclass
+class FilterReport:
+    """rules: by name, in the order in which documents meet them. lines: of kept and dropped pages, by what C4's line rules did."""
+
+    rules: dict[str, RuleReport] = field(default_factory=dict)
+    lines: Counter[str] = field(default_factory=Counter)
+
+    def rule(self, name: str) -> RuleReport:
+        return self.rules.setdefault(name, RuleReport())
+
+    def merge(self, other: "FilterReport") -> None:
+        """Add another part's report, such as another process's."""
+        for name, found in other.rules.items():
+            self.rule(name).merge(found)
+        self.lines += other.lines
