@@ -7,7 +7,7 @@ rule agrees given the same words:
 - duplicates are found from left to right, without overlap; the first occurrence is none;
 - stop words count as spelled, in lower case.
 Differences: a text without any word fails by `gopher_few_words` where datatrove divides by zero, and with that rule off passes;
-words (`view.py`); duplicate n-grams are compared word by word, so `ab c` is not `a bc`.
+words (`view.py`); duplicate n-grams are compared word by word, by 64-bit hashes, so `ab c` is not `a bc`.
 
 The rules are made for languages with spaces between words.
 """
@@ -15,6 +15,8 @@ The rules are made for languages with spaces between words.
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
+
+import numpy as np
 
 from data_prep.filters.punctuation import PUNCTUATION
 from data_prep.filters.view import Rule, View, check_thresholds
@@ -138,27 +140,29 @@ def _duplicate_characters(view: View, most: float, parts: str) -> bool:
 
 
 def _top_ngram(view: View, most: float, n: int) -> bool:
-    ngrams = Counter(zip(*(view.words[k:] for k in range(n)), strict=False))
-    if not ngrams:
+    ngrams = view.ngrams(n)
+    if not len(ngrams):
         return False
-    ngram, count = ngrams.most_common(1)[0]
-    return count * (sum(map(len, ngram)) + n - 1) / len(view.text) > most
+    _, first, counts = np.unique(ngrams, return_index=True, return_counts=True)
+    # of several, the one that comes first
+    count = counts.max()
+    start = first[counts == count].min()
+    return count * (view.characters(start, n) + n - 1) / len(view.text) > most
 
 
 def _duplicate_ngrams(view: View, most: float, n: int) -> bool:
-    ngrams = list(zip(*(view.words[k:] for k in range(n)), strict=False))
-    # the usual text repeats too little to look for where
-    if len(ngrams) == len(set(ngrams)):
-        return False
-    seen, characters, k = set(), 0, 0
-    while k < len(ngrams):
-        if ngrams[k] in seen:
-            characters += sum(map(len, ngrams[k]))
-            k += n
-        else:
-            seen.add(ngrams[k])
-            k += 1
-    return characters / len(view.text) > most
+    ngrams = view.ngrams(n)
+    _, inverse, counts = np.unique(ngrams, return_inverse=True, return_counts=True)
+    repeated = np.flatnonzero(counts[inverse] > 1)
+    seen, characters, free = set(), 0, 0
+    for k, ngram in zip(repeated.tolist(), inverse[repeated].tolist(), strict=True):
+        if k < free:
+            continue
+        if ngram in seen:
+            characters += view.characters(k, n)
+            free = k + n
+        seen.add(ngram)
+    return _ratio(characters, len(view.text)) > most
 
 
 REPETITION_RULES = (

@@ -13,11 +13,17 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from llm.errors import ConfigError
 
 _WORD = re.compile(r"\w+(?:['’./:=_@]+\w+)*|\.+|-+|[^\w\s]")
 _LINES, _PARAGRAPHS = re.compile(r"\n+"), re.compile(r"\n{2,}")
 _SENTENCE_END = re.compile(r"[.!?。！？]+[\"'”’)\]}]*(?=\s|$)")
+
+
+# odd (Knuth's MMIX): sums of its powers times hashes of words depend on their order
+_MULTIPLIER = np.uint64(6364136223846793005)
 
 
 class View:
@@ -29,6 +35,22 @@ class View:
     @cached_property
     def words(self) -> list[str]:
         return split_words(self.text)
+
+    def ngrams(self, n: int) -> np.ndarray:
+        """A 64-bit hash of the n words from each word on. Only good to tell n-grams of this text apart."""
+        count = max(len(self.words) - n + 1, 0)
+        hashes = np.zeros(count, dtype=np.uint64)
+        for j in range(n):
+            hashes = hashes * _MULTIPLIER + self._hashes[j : j + count]
+        return hashes
+
+    def characters(self, start: int, n: int) -> int:
+        """Of n words from `start` on, without spaces."""
+        return sum(map(len, self.words[start : start + n]))
+
+    @cached_property
+    def _hashes(self) -> np.ndarray:
+        return np.fromiter(map(hash, self.words), dtype=np.int64, count=len(self.words)).view(np.uint64)
 
     @cached_property
     def lines(self) -> list[str]:
