@@ -70,7 +70,7 @@ test-processes: env ## tests that start ranks, commands and environments of thei
 	$(call check,pytest: ranks and commands,$(one_thread) $(PYTEST) -m 'multirank and not slow')
 
 test-speed: peers ## the mixers' cores beside other projects', at 70 % of what the whole benchmark asks for
-	$(call check,speed,$(BIN)/python -W ignore benchmarks/mixers.py --check 0.7 --tables core --tokens 2048 --dtypes fp32 --rounds 3)
+	$(call check,speed,$(BIN)/python -W ignore benchmarks/mixers.py --check 0.7 --tables core --tokens 2048 --dtypes fp32 --rounds 3 --threads 1)
 
 test-all: test ## adds the long tiers
 	$(call check,pytest: long tier,$(one_thread) $(PYTEST) -m slow)
