@@ -53,14 +53,13 @@ class Bigram:
         return np.array([-np.log(self.probability(d[:-1], d[1:])).sum() for d in documents])
 
 
-def fit(rows: Iterable[np.ndarray], vocab_size: int) -> Bigram:
-    """From arrays `[n, T + 1]` of tokens, -1 where there is none: every token and the one after it is a pair."""
+def fit(rows: Iterable[tuple[np.ndarray, np.ndarray]], vocab_size: int) -> Bigram:
+    """From tokens and their labels, `[n, T]`, the label negative where none is scored: each token and its label is a pair."""
     keys, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
     pending: list[np.ndarray] = []
     waiting = 0
-    for tokens in rows:
-        context, label = tokens[:, :-1].ravel().astype(np.int64), tokens[:, 1:].ravel()
-        new = (context * vocab_size + label)[(context >= 0) & (label >= 0)]
+    for tokens, labels in rows:
+        new = (tokens.astype(np.int64) * vocab_size + labels)[labels >= 0]
         pending.append(new)
         waiting += len(new)
         if waiting >= PAIRS:
@@ -104,7 +103,7 @@ class BigramConfig:
 def bigram(subject: Subject, config: BigramConfig) -> dict[str, Any]:
     """The figures of `perplexity`, on the same text, of a bigram model of the tokens trained on. Raises ConfigError, DataError."""
     texts = held_out(subject.manifest, config.split, config.max_tokens, config.max_bytes, config.seed)
-    stream = TokenStream(subject.manifest, config.train, subject.data, subject.seed)
+    stream = TokenStream(subject.manifest, config.train, subject.data, subject.seed, subject.batch)
     wanted = subject.consumed if config.sequences is None else config.sequences
     if wanted < 1:
         raise ConfigError(f"sequences ({wanted}) to count bigrams in must be at least 1; train the run first, or set sequences=N")
@@ -117,13 +116,14 @@ def bigram(subject: Subject, config: BigramConfig) -> dict[str, Any]:
 
 
 def distinct(stream: TokenStream, sequences: int) -> np.ndarray:
-    """The first index of each sequence among the first `sequences`: what a second epoch repeats is counted once."""
-    draws = stream.order(np.arange(sequences))
-    return np.sort(np.unique(draws.source * (int(draws.window.max()) + 1) + draws.window, return_index=True)[1])
+    """Those of the first `sequences` that are of a source's first epoch: what a second one repeats is counted once."""
+    indices = np.arange(sequences)
+    return indices[stream.epochs(indices) == 0]
 
 
-def _rows(stream: TokenStream, indices: np.ndarray, advance: Callable[[int], None]) -> Iterator[np.ndarray]:
+def _rows(stream: TokenStream, indices: np.ndarray, advance: Callable[[int], None]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for first in range(0, len(indices), ROWS):
         part = indices[first : first + ROWS]
-        yield stream.rows(part)[0]
+        rows = stream.rows(part)
+        yield rows.tokens, rows.labels
         advance(len(part))

@@ -18,12 +18,13 @@ from llm.train.load import load_model
 
 @dataclass(frozen=True)
 class Subject:
-    """consumed: training sequences that the model has seen, in the order of `seed`. origin: where it comes from, for reports."""
+    """batch: sequences of a training step. consumed: those that the model has seen, in the order of `seed`. origin: for reports."""
 
     model: Decoder
     manifest: Manifest
     data: DataConfig
     seed: int
+    batch: int
     consumed: int
     report: Path
     origin: dict[str, Any]
@@ -47,7 +48,7 @@ def load_subject(run_or_checkpoint: str | Path, device: str = "cpu") -> Subject:
             f"the tokenizer of {info.path} (sha256 {tokenizer[:12]}) is not that of {config.data.manifest} "
             f"({manifest.tokenizer.sha256[:12]}): ids would mean other text; evaluate with the dataset that the run was trained on"
         )
-    folder = info.run or info.path
+    folder, batch = info.run or info.path, config.train.batch
     origin = {
         "run": config.name,
         "checkpoint": str(info.path),
@@ -58,7 +59,7 @@ def load_subject(run_or_checkpoint: str | Path, device: str = "cpu") -> Subject:
         "device": str(device),
         "dtype": str(model.embedding.dtype).removeprefix("torch."),
     }
-    return Subject(model, manifest, config.data, config.seed, info.step * config.train.batch, folder / "report", origin)
+    return Subject(model, manifest, config.data, config.seed, batch, info.step * batch, folder / "report", origin)
 
 
 def _found(dataset: str, checkpoint: Path) -> Path:

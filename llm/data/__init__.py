@@ -1,9 +1,10 @@
 """Datasets of shards, and exact, elastic streams of batches from them: a pure function of (manifest, seed, position)."""
 
-from llm.data.batch import NOT_SCORED, Batch, Batches, HeldOutBatches
+from llm.data.batch import Batch, Batches, HeldOutBatches
 from llm.data.config import DataConfig
 from llm.data.manifest import Manifest
 from llm.data.stream import Document, TokenStream, documents
+from llm.data.tape import NOT_SCORED
 from llm.data.tokenizer import DOCUMENT_TOKEN, load_tokenizer
 
 __all__ = [

@@ -1,24 +1,29 @@
 """Batches: what a data-parallel rank trains and validates on.
 
-Step by step, the ranks together take the next `batch` sequences of the global order; rank r takes the r-th of `ranks` equal parts.
-So the order of training depends on neither ranks, micro-batch, prefetching nor restarts, and its whole state is `consumed`.
+Step by step, the ranks together take the next `batch` rows of the global order. A rank takes its part of them sorted by canonical
+lane, so that it, and its node, reads near the same places of the disk again and again. Parts may differ by a row; rows that are not
+scored fill them up, so all ranks have as many micro-batches of one size. So the order of training depends on neither ranks,
+micro-batch, reading threads nor restarts, and its whole state is `consumed`.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from math import ceil
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from llm.data.lanes import share_of_rank
 from llm.data.manifest import Manifest
-from llm.data.prefetch import prefetched
+from llm.data.prefetch import read_ahead
+from llm.data.rows import Concat
 from llm.data.shard import OpenFiles
-from llm.data.stream import PAD, TokenStream, Windows, empty_rows
+from llm.data.stream import TokenStream
+from llm.data.tape import NOT_SCORED, Rows, Tape
 from llm.docs import Docs
 from llm.errors import ConfigError
-
-NOT_SCORED = -100
 
 
 @dataclass(frozen=True)
@@ -30,11 +35,9 @@ class Batch:
     docs: Docs
 
     @classmethod
-    def from_rows(cls, tokens: np.ndarray, starts: np.ndarray) -> "Batch":
-        """From tokens [B, T + 1] and starts [B, T]: labels are the tokens shifted by one, PAD is not scored."""
-        rows = torch.from_numpy(tokens)
-        labels = rows[:, 1:].masked_fill(rows[:, 1:] == PAD, NOT_SCORED)
-        return cls(rows[:, :-1].clamp(min=0), labels, Docs(torch.from_numpy(starts)))
+    def from_rows(cls, rows: Rows) -> "Batch":
+        tokens, labels, starts = map(torch.from_numpy, rows)
+        return cls(tokens, labels, Docs(starts))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         tokens, labels = (tensor.to(device, non_blocking=non_blocking) for tensor in (self.tokens_BT, self.labels_BT))
@@ -45,28 +48,55 @@ class Batch:
         parts = self.tokens_BT.split(size), self.labels_BT.split(size), self.docs.starts_BT.split(size)
         return [Batch(tokens, labels, Docs(starts)) for tokens, labels, starts in zip(*parts, strict=True)]
 
+    def part(self, rank: int, ranks: int) -> "Batch":
+        """The tokens of one rank out of those that share a sequence, in equal parts. Labels were shifted before."""
+        assert self.tokens_BT.shape[1] % ranks == 0, f"{self.tokens_BT.shape[1]} tokens in {ranks} parts"
+        tokens, labels, starts = (x.chunk(ranks, 1)[rank] for x in (self.tokens_BT, self.labels_BT, self.docs.starts_BT))
+        return Batch(tokens, labels, Docs(starts))
+
+    @cached_property
+    def loss_mask_BT(self) -> Tensor:
+        """bool: labels that are scored."""
+        return self.labels_BT != NOT_SCORED
+
     @property
     def scored(self) -> Tensor:
         """int64 scalar: labels that are scored."""
-        return (self.labels_BT != NOT_SCORED).sum()
+        return self.loss_mask_BT.sum()
 
 
 class Batches(Iterator[list[Batch]]):
     """One rank's micro-batches, step after step, without end.
 
     Args:
-        batch: sequences per step, all ranks together. micro_batch: rows per micro-batch. consumed: sequences of earlier steps.
+        batch: rows per step, all ranks together. micro_batch: rows per micro-batch. consumed: rows of earlier steps.
+        part: this rank's place among those that share its sequences, and their number.
 
     Raises:
-        ConfigError: `batch` that ranks x micro_batch does not divide. Iterating raises DataError when a shard is damaged.
+        ConfigError: a batch of fewer rows than ranks. Iterating raises DataError when a shard is damaged.
     """
 
-    def __init__(self, stream: TokenStream, batch: int, rank: int, ranks: int, micro_batch: int, consumed: int = 0):
-        share = share_of(batch, ranks, micro_batch)
+    def __init__(
+        self,
+        stream: TokenStream,
+        batch: int,
+        rank: int,
+        ranks: int,
+        micro_batch: int,
+        consumed: int = 0,
+        part: tuple[int, int] = (0, 1),
+    ):
         self.stream, self.batch, self.consumed = stream, batch, consumed
-        # the reader knows the stream but not this object: dropping it ends the thread
-        steps = _steps(stream, consumed + rank * share, share, batch, micro_batch)
-        self._steps = prefetched(steps, stream.config.prefetch)
+        size = micro_batches_of(batch, ranks, micro_batch) * micro_batch
+
+        # the threads know the stream but not this object: dropping it ends them
+        def read(step: int) -> list[Batch]:
+            positions = np.arange(batch) + (consumed + step * batch)
+            mine = positions[share_of_rank(stream.lanes(positions), rank, ranks)]
+            rows = _filled_up(stream.rows(mine), stream.padding(size - len(mine)))
+            return [micro.part(*part) for micro in Batch.from_rows(rows).split(micro_batch)]
+
+        self._steps = read_ahead(read, stream.config.workers, stream.config.prefetch)
 
     def __next__(self) -> list[Batch]:
         micro_batches = next(self._steps)
@@ -74,7 +104,7 @@ class Batches(Iterator[list[Batch]]):
         return micro_batches
 
     def state(self) -> dict[str, str | int]:
-        """All that resuming needs: the stream's identity, and the sequences consumed by the steps handed out so far."""
+        """All that resuming needs: the stream's identity, and the rows consumed by the steps handed out so far."""
         return {**self.stream.identity(), "consumed": self.consumed}
 
     def check_state(self, saved: dict) -> None:
@@ -82,17 +112,18 @@ class Batches(Iterator[list[Batch]]):
         self.stream.check_state(saved)
 
     def close(self) -> None:
-        """End the reading thread."""
+        """End the reading threads."""
         self._steps.close()
 
 
 class HeldOutBatches:
-    """One rank's micro-batches over a held-out split: every window once, in fixed order; iterate as often as you like.
+    """One rank's micro-batches over a held-out split: every token once, in fixed order; iterate as often as you like.
 
-    Every rank gets the same number of steps: rows past the end, and tokens past the end of a shard, are not scored.
+    Shards are cut every T tokens, whatever the training's packing. Every rank gets the same number of steps: rows past the end are
+    not scored.
 
     Args:
-        batch, rank, ranks, micro_batch: as in `Batches`. limit: this many sequences at most, spread evenly over the split.
+        batch, rank, ranks, micro_batch: as in `Batches`. limit: this many rows at most, spread evenly over the split.
 
     Raises:
         DataError: an empty split. ConfigError: `batch` that ranks x micro_batch does not divide.
@@ -113,11 +144,13 @@ class HeldOutBatches:
             raise ConfigError(
                 f"sequence_length ({sequence_length}) and limit ({limit}) must be at least 1; leave limit out for all"
             )
-        self._windows = Windows(manifest, manifest.split(split), sequence_length, OpenFiles(), tail=True)
-        self.sequences = len(self._windows) if limit is None else min(limit, len(self._windows))
+        self._tape = Tape(manifest, manifest.split(split), OpenFiles())
+        self._cut = Concat(self._tape, sequence_length)
+        self._document_token, self._sequence_length = manifest.tokenizer.document_token, sequence_length
+        self.sequences = len(self._cut) if limit is None else min(limit, len(self._cut))
         self._micro_batch = micro_batch or batch // ranks
-        self._share = share_of(batch, ranks, self._micro_batch)
-        self._batch, self._rank = batch, rank
+        self._share = micro_batches_of(batch, ranks, self._micro_batch) * self._micro_batch
+        self._batch, self._rank = self._share * ranks, rank
 
     def __len__(self) -> int:
         """Steps."""
@@ -126,25 +159,21 @@ class HeldOutBatches:
     def __iter__(self) -> Iterator[list[Batch]]:
         for step in range(len(self)):
             first = step * self._batch + self._rank * self._share
-            tokens, starts = empty_rows(self._share, self._windows.sequence_length)
-            starts[:, 0] = True
-            for row, i in enumerate(range(first, min(first + self._share, self.sequences))):
-                self._windows.read(i * len(self._windows) // self.sequences, tokens[row], starts[row])
-            yield Batch.from_rows(tokens, starts).split(self._micro_batch)
+            rows = Rows.padding(self._share, self._sequence_length, self._document_token)
+            for n, i in enumerate(range(first, min(first + self._share, self.sequences))):
+                self._tape.fill(rows, n, self._cut.spans(i * len(self._cut) // self.sequences))
+            yield Batch.from_rows(rows).split(self._micro_batch)
 
 
-def share_of(batch: int, ranks: int, micro_batch: int) -> int:
-    """Rows of a step that one rank takes. Raises ConfigError unless they are equal and make whole micro-batches."""
-    if batch < 1 or ranks < 1 or micro_batch < 1 or batch % (ranks * micro_batch):
-        unit = max(1, ranks) * max(1, micro_batch)
+def micro_batches_of(batch: int, ranks: int, micro_batch: int) -> int:
+    """Micro-batches of a rank in a step of `batch` rows; they have room for the largest share. Raises ConfigError."""
+    if micro_batch < 1 or not 1 <= ranks <= batch:
         raise ConfigError(
-            f"batch ({batch} sequences) must be a positive multiple of ranks ({ranks}) x micro-batch ({micro_batch}); "
-            f"use batch {max(1, round(batch / unit)) * unit} or another micro-batch"
+            f"batch ({batch} sequences) must hold one for each of the ranks ({ranks}), and a micro-batch ({micro_batch}) "
+            f"at least one; use a batch of {max(1, ranks)} or more"
         )
-    return batch // ranks
+    return ceil(ceil(batch / ranks) / micro_batch)
 
 
-def _steps(stream: TokenStream, first: int, share: int, batch: int, micro_batch: int) -> Iterator[list[Batch]]:
-    while True:
-        yield Batch.from_rows(*stream.rows(np.arange(first, first + share))).split(micro_batch)
-        first += batch
+def _filled_up(rows: Rows, padding: Rows) -> Rows:
+    return Rows(*(np.concatenate(pair) for pair in zip(rows, padding, strict=True))) if len(padding.tokens) else rows

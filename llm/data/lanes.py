@@ -3,14 +3,16 @@
 A source's sequences, in stored order, are cut into L runs of equal size (within one): its lanes. Position i of the global order
 belongs to a lane, whatever N is; the sequence there is the next one of its (source, lane), permuted anew in every epoch of that
 lane. Node n owns the lanes from n L / N to (n + 1) L / N, which is a run of the stored sequences. The order is a function of
-(seed, weights, sizes, L) and i alone; N only says who reads what. At another N each node reads 1 / gcd(N, L) of the bytes.
+(seed, weights, sizes, L) and i alone; N only says who reads what. At another N each node reads 1 / gcd(N, L) of the bytes, or a
+little more where batches are cut within a lane.
 
 Lanes in turn. The sources' schedule (llm.data.mixture) has period P. With g = gcd(P, L) and M = P L / g, write i = b M + u; then
 
     place = (i + b) mod L,    lane = the bits of place reversed,    source = schedule(u mod P).
 
 - Any N | L consecutive positions, within one b, fall on N different nodes: place mod N is the lane's upper bits. So a batch that N
-  divides gives each node an equal share of positions, all in its own lanes (`share_of_node`).
+  divides gives each node an equal share of positions, all in its own lanes, and ranks that are neighbours on a node take
+  neighbouring lanes: a rank's share is its part of the batch sorted by lane (`share_of_rank`).
 - For one b a place meets the residues of i mod P in one class mod g, each once; b moves the classes on, so after g M = P L
   positions each (source, lane) was drawn exactly W_s times. No lane starves, also where P and L are both even.
 - How often (source, lane) was drawn before i, which is the index into its run, is a sum of three parts: whole rounds of g, whole
@@ -19,7 +21,7 @@ Lanes in turn. The sources' schedule (llm.data.mixture) has period P. With g = g
 
 A batch of G >= L positions holds about G / L of each lane, a smaller one no two of the same lane: pairs of one shard are rarer than
 at random. Epochs are a lane's own: lanes end them a few draws apart. Sources of less than 64 L sequences have one lane, which every
-node reads: their epochs are exact. With L = 1 this is the order of llm.data.order. Over an epoch a node visits its run of shards
+node reads: their epochs are exact. Over an epoch a node visits its run of shards
 in random order: it reads ranges, or keeps 1/N of the data.
 """
 
@@ -83,22 +85,9 @@ class LaneOrder:
         sequence = first + permute(index, last - first, epoch_keys(self._keys[source, lane], epoch))
         return Places(source, order_lane, epoch, sequence)
 
-    def node(self, i: np.ndarray, nodes: int) -> np.ndarray:
-        """The node that owns the lane of position i, out of gcd(nodes, lanes)."""
-        return self._reversed[self.turns.place(np.asarray(i))] // (self.lanes // gcd(nodes, self.lanes))
-
-    def share_of_node(self, first: int, batch: int, node: int, nodes: int) -> np.ndarray:
-        """The positions out of [first, first + batch) that a node takes; the nodes' shares are equal and together the whole batch.
-
-        They lie in the node's own lanes where `nodes` divides the lanes, `batch` and `first`; else as many as can.
-        """
-        if batch % nodes:
-            raise ConfigError(f"batch ({batch}) must be a multiple of nodes ({nodes}); use {-(-batch // nodes) * nodes}")
-        positions = np.arange(first, first + batch)
-        by_owner = positions[np.argsort(self.node(positions, nodes), kind="stable")]
-        share = batch // nodes
-        # in order, so that a row's place within the share says nothing of its lane
-        return np.sort(by_owner[node * share : (node + 1) * share])
+    def lane(self, i: np.ndarray) -> np.ndarray:
+        """The lane of each position."""
+        return self._reversed[self.turns.place(np.asarray(i, dtype=np.int64))]
 
     def _run(self, source: np.ndarray, lane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """First and one past the last stored sequence of lanes of sources."""
@@ -106,6 +95,14 @@ class LaneOrder:
         # size = whole * lanes + over, so that the product stays small
         whole, over = np.divmod(size, lanes)
         return lane * whole + lane * over // lanes, (lane + 1) * whole + (lane + 1) * over // lanes
+
+
+def share_of_rank(lanes: np.ndarray, rank: int, ranks: int) -> np.ndarray:
+    """Which positions of a step a rank takes, ascending: its part of them all in the order of their `lanes`.
+
+    Parts are as equal as can be, the first ones by one larger. The last ones are empty where there are fewer positions than ranks.
+    """
+    return np.sort(np.array_split(np.argsort(lanes, kind="stable"), ranks)[rank])
 
 
 class Turns:

@@ -16,7 +16,7 @@ Others become multiples of 1/65,536, at least one each, by largest remainders: l
 """
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from math import inf, lcm
 from typing import NamedTuple
@@ -86,17 +86,22 @@ class Mixture:
 
     def repetitions(self, i: int, sizes: Mapping[str, int], most: float = MAX_EPOCHS) -> list[str]:
         """A warning for each source that the first i draws go through more than `most` times."""
-        return [
-            f"source {name!r} is read {epochs:.1f} times in {i} sequences; past {most:g} epochs repeated text teaches little: "
-            f"lower its weight ({float(self.weights[name]):.4g}), train on fewer sequences, or add text"
-            for name, epochs in self.epochs(i, sizes).items()
-            if epochs > most
-        ]
+        return repetitions(self.epochs(i, sizes), i, self.weights, most)
 
     def _sizes(self, sizes: Mapping[str, int]) -> np.ndarray:
         found = np.array([sizes[name] for name in self.names], dtype=np.int64)
         assert (found > 0).all(), "a source without sequences"
         return found
+
+
+def repetitions(epochs: Mapping[str, float], rows: int, weights: Mapping[str, Fraction], most: float = MAX_EPOCHS) -> list[str]:
+    """A warning for each source that `rows` go through more than `most` times."""
+    return [
+        f"source {name!r} is read {times:.1f} times in {rows} sequences; past {most:g} epochs repeated text teaches little: "
+        f"lower its weight ({float(weights[name]):.4g}), train on fewer sequences, or add text"
+        for name, times in epochs.items()
+        if times > most
+    ]
 
 
 def _check(weights: Mapping[str, float | Fraction]) -> None:
@@ -115,11 +120,16 @@ def _shares(weights: list[float | Fraction]) -> list[int]:
     period = lcm(*(weight.denominator for weight in exact))
     if period <= MAX_PERIOD:
         return [int(weight * period) for weight in exact]
-    # largest remainders, after one draw for everybody
-    due = [weight * (MAX_PERIOD - len(exact)) for weight in exact]
-    shares = [1 + int(draws) for draws in due]
+    return dealt(exact, MAX_PERIOD)
+
+
+def dealt(weights: Sequence[float | Fraction], total: int) -> list[int]:
+    """`total` things dealt out by weight, at least one each, by largest remainders after that; ties go to the first."""
+    exact = [Fraction(weight) for weight in weights]
+    due = [weight / sum(exact) * (total - len(exact)) for weight in exact]
+    shares = [1 + int(things) for things in due]
     by_remainder = sorted(range(len(exact)), key=lambda s: (int(due[s]) - due[s], s))
-    for s in by_remainder[: MAX_PERIOD - sum(shares)]:
+    for s in by_remainder[: total - sum(shares)]:
         shares[s] += 1
     return shares
 

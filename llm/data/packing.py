@@ -1,16 +1,13 @@
-"""Which tokens a training sequence of T tokens holds: `concat` and `bestfit`, as pure functions of the documents' lengths.
+"""`bestfit`: which tokens a training sequence of T tokens holds, as a pure function of the documents' lengths.
 
 Documents lie end to end on a tape (the blob of a shard). A sequence is a row of pieces; a piece is (offset, length) on the tape and
-never crosses a document's boundary. The label of a token is the next one on the tape: at a document's end that is the token which
-opens the next document, at the end of the tape there is none.
+never crosses a document's boundary.
 
-`concat`: sequence i is the tape from i T to (i + 1) T, the last one shorter. No padding; documents are cut wherever that falls.
-
-`bestfit` (Ding et al., "Fewer Truncations Improve Language Modeling", arXiv:2404.10830): a document of at least T tokens gives its
-whole sequences and a remainder; then remainders and shorter documents, longest first, each go where they leave least room, or
-open a new sequence. So no document of up to T tokens is ever cut. The choice depends on nothing but the lengths: ties go to the
-document that comes first and to the sequence that was filled last. A sequence is opened only for what fits into no other, so at
-most one is at most half full: M tokens take fewer than 2 M / T + 1 sequences, and about 1.0001 M / T on text.
+Best fit decreasing (Ding et al., "Fewer Truncations Improve Language Modeling", arXiv:2404.10830): a document of at least T tokens
+gives its whole sequences and a remainder; then remainders and shorter documents, longest first, each go where they leave least
+room, or open a new sequence. So no document of up to T tokens is ever cut. The choice depends on nothing but the lengths: ties go
+to the document that comes first and to the sequence that was filled last. A sequence is opened only for what fits into no other, so
+at most one is at most half full: M tokens take fewer than 2 M / T + 1 sequences, and about 1.0001 M / T on text.
 """
 
 from bisect import bisect_left, insort
@@ -36,20 +33,6 @@ class Packing(NamedTuple):
 
     def __len__(self) -> int:
         return len(self.first) - 1
-
-
-def concat_sequences(doc_ends: np.ndarray, sequence_length: int) -> int:
-    """Sequences of a tape whose documents end at `doc_ends`; the last one may be shorter."""
-    return -(-int(doc_ends[-1]) // sequence_length) if len(doc_ends) else 0
-
-
-def concat_pieces(doc_ends: np.ndarray, sequence_length: int, i: int) -> Pieces:
-    """The pieces of sequence i, found by bisection. doc_ends: int64, ascending: where each document ends on the tape."""
-    low = i * sequence_length
-    high = min(low + sequence_length, int(doc_ends[-1]))
-    inside = doc_ends[slice(*np.searchsorted(doc_ends, [low, high], side="right"))]
-    edges = np.unique(np.concatenate([[low], inside, [high]]))
-    return Pieces(edges[:-1], np.diff(edges))
 
 
 def bestfit(lengths: np.ndarray, sequence_length: int) -> Packing:

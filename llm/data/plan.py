@@ -16,6 +16,7 @@ Documents are packed shard by shard, so a sequence never needs two shards. The f
 That is 8 bytes a document and 8 a sequence. Every byte is checked when the file is opened; then pieces are read in place (mmap).
 """
 
+import fcntl
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,8 +26,9 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from llm.data.manifest import write_whole
+from llm.data.manifest import Manifest, write_whole
 from llm.data.packing import Pieces, bestfit
+from llm.data.shard import OpenFiles, ShardReader
 from llm.errors import DataError
 
 MAGIC = b"BRAIDPK1"
@@ -101,6 +103,29 @@ def make_plan(manifest: str, split: str, sequence_length: int, groups: Iterable[
         np.concatenate([*offsets, np.empty(0, np.int64)]).astype(dtype),
         np.concatenate([*lengths, np.empty(0, np.int64)]).astype(dtype),
     )
+
+
+def planned(manifest: Manifest, split: str, sequence_length: int) -> Plan:
+    """The plan of a split, made by the first process that asks for it while others wait. Raises DataError: it cannot be written."""
+    path = plan_path(manifest.root, split, sequence_length)
+    if not path.is_file():
+        try:
+            with path.with_name(f".{path.name}.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not path.is_file():
+                    _lengths_packed(manifest, split, sequence_length).write(path)
+        except OSError as error:
+            raise DataError(
+                f"plan {path} cannot be written ({error.strerror}); make the dataset's folder writable for the first run, "
+                "or use data.packing=concat"
+            ) from None
+    return load_plan(path, manifest.hash, split, sequence_length)
+
+
+def _lengths_packed(manifest: Manifest, split: str, sequence_length: int) -> Plan:
+    readers = (ShardReader(manifest, shard, files) for files in [OpenFiles()] for shard in manifest.split(split))
+    groups = ((reader.shard.path, np.diff(reader.doc_ends, prepend=0)) for reader in readers)
+    return make_plan(manifest.hash, split, sequence_length, groups)
 
 
 def plan_path(root: Path, split: str, sequence_length: int) -> Path:

@@ -1,58 +1,30 @@
-"""Reading ahead in a thread, so that the loop rarely waits for data."""
+"""Reading ahead in threads, so that the loop rarely waits for data."""
 
-import queue
-import threading
-from collections.abc import Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import count
 from typing import TypeVar
 
 Item = TypeVar("Item")
 
 
-class _End:
-    """The last thing in the queue: why reading ended."""
+def read_ahead(read: Callable[[int], Item], workers: int, depth: int) -> Generator[Item, None, None]:
+    """read(0), read(1), ... without end, read by `workers` threads at most `depth` calls ahead; by the caller where there are none.
 
-    def __init__(self, error: BaseException | None):
-        self.error = error
-
-
-def prefetched(items: Iterator[Item], depth: int) -> Generator[Item, None, None]:
-    """`items`, read ahead by at most `depth`, in the same order; an error is raised where its item was due.
-
-    Closing or dropping the generator ends the thread.
+    `read` depends on its argument alone, so the threads' order does not matter. An error is raised where its item was due. Closing
+    or dropping the generator ends the threads.
     """
-    if depth == 0:
-        yield from items
+    if workers == 0:
+        yield from map(read, count())
         return
-    ready: queue.Queue = queue.Queue(depth)
-    stop = threading.Event()
-    thread = threading.Thread(target=_fill, args=(items, ready, stop), name="data prefetch", daemon=True)
-    thread.start()
-    try:
-        while not isinstance(item := ready.get(), _End):
-            yield item
-        if item.error is not None:
-            raise item.error
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _fill(items: Iterator, ready: queue.Queue, stop: threading.Event) -> None:
-    try:
-        for item in items:
-            if not _put(ready, item, stop):
-                return
-        end = _End(None)
-    except BaseException as error:  # handed over to the reader
-        end = _End(error)
-    _put(ready, end, stop)
-
-
-def _put(ready: queue.Queue, item: object, stop: threading.Event) -> bool:
-    while not stop.is_set():
+    with ThreadPoolExecutor(workers, thread_name_prefix="data prefetch") as pool:
+        ahead: deque[Future[Item]] = deque()
         try:
-            ready.put(item, timeout=0.05)
-            return True
-        except queue.Full:
-            continue
-    return False
+            for k in count():
+                ahead.append(pool.submit(read, k))
+                if len(ahead) > depth:
+                    yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()

@@ -8,8 +8,9 @@
 | `K.crc.bin` | uint32: crc32c of every 64 KiB block of `K.tokens.bin` |
 | `K.json` | format version, dtype, tokenizer's sha256, counts |
 
-K is the file's name without `.tar`. Members are read in place by pread: a tar need not be unpacked, a truncated file is an error
-and not a signal (as with mmap), and threads and forked processes may share a descriptor.
+K is the file's name without `.tar`. Tokens are read in place by pread: a tar need not be unpacked, a truncated file is an error
+and not a signal (as with mmap), and threads and forked processes may share a descriptor. Indices are checked by pread as well, and
+then mapped: so a dataset of any number of documents takes page cache, which the ranks of a node share, and no memory of its own.
 """
 
 import os
@@ -25,6 +26,8 @@ from llm.data.manifest import REMEDY, Manifest, Shard
 from llm.errors import DataError
 
 BLOCK = 64 * 1024
+# of an index, read at once to be checked
+CHUNK = 1 << 20
 TOKENS, DOC_ENDS, TEXT_ENDS, CRC, META = "tokens.bin", "doc_ends.idx", "text_ends.idx", "crc.bin", "json"
 
 
@@ -52,6 +55,13 @@ class OpenFiles:
             raise DataError(f"shard {path} ends within byte {offset + len(data)}: it is truncated; {REMEDY}")
         return data
 
+    def map(self, path: Path, size: int, offset: int) -> np.ndarray:
+        """uint8 [size] of the file, from `offset`; its pages are the system's."""
+        try:
+            return np.memmap(path, mode="r", offset=offset, shape=(size,)).view(np.ndarray)
+        except (OSError, ValueError) as error:
+            raise DataError(f"shard {path} cannot be mapped ({error}); {REMEDY}") from None
+
     def _descriptor(self, path: Path) -> int:
         if path not in self._open:
             if len(self._open) >= self._limit:
@@ -77,10 +87,9 @@ class ShardReader:
         self.path = manifest.root / shard.path
         self._dtype = token_dtype(manifest.tokenizer.vocabulary)
         self._files = files
-        self._checked = np.zeros(-(-shard.members[TOKENS].bytes // BLOCK), dtype=bool)
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
-        """Ids [start, stop) of the blob, in the stored dtype. Raises DataError naming the shard and the damaged block."""
+        """Ids [start, stop) of the blob, in the stored dtype. Raises DataError naming shard, block and documents."""
         member, width = self.shard.members[TOKENS], self._dtype.itemsize
         low, high = start * width, stop * width
         assert 0 <= low <= high <= member.bytes, f"tokens [{start}, {stop}) of {self.shard.tokens}"
@@ -90,37 +99,56 @@ class ShardReader:
         aligned = first * BLOCK
         data = self._files.read(self.path, min(last * BLOCK, member.bytes) - aligned, member.offset + aligned)
         self._check_blocks(data, first)
-        return np.frombuffer(data[low - aligned : high - aligned], self._dtype)
+        return np.frombuffer(data, self._dtype, stop - start, low - aligned)
 
     @cached_property
     def doc_ends(self) -> np.ndarray:
         """int64 [documents]: where each document ends, in tokens."""
-        return np.frombuffer(self._member(DOC_ENDS), "<u8").astype(np.int64)
+        return self._index(DOC_ENDS)
 
-    @cached_property
+    @property
     def doc_starts(self) -> np.ndarray:
         """int64 [documents]: where each document starts, in tokens."""
         return np.concatenate([[0], self.doc_ends[:-1]])
 
-    @cached_property
+    @property
     def text_bytes(self) -> np.ndarray:
         """int64 [documents]: UTF-8 bytes of each document's text."""
-        return np.diff(np.frombuffer(self._member(TEXT_ENDS), "<u8").astype(np.int64), prepend=0)
+        return np.diff(self._index(TEXT_ENDS), prepend=0)
+
+    @cached_property
+    def _checked(self) -> np.ndarray:
+        return np.zeros(-(-self.shard.members[TOKENS].bytes // BLOCK), dtype=bool)
 
     @cached_property
     def _crc(self) -> np.ndarray:
-        return np.frombuffer(self._member(CRC), "<u4")
+        return self._member(CRC).view("<u4")
 
-    def _member(self, name: str) -> bytes:
-        member = self.shard.members[name]
-        data = self._files.read(self.path, member.bytes, member.offset)
-        if google_crc32c.value(data) != member.crc32c:
+    def _index(self, name: str) -> np.ndarray:
+        # as signed numbers: numpy compares unsigned and signed ones as floats, from a copy of them all
+        return self._member(name).view("<i8")
+
+    def _member(self, name: str) -> np.ndarray:
+        member, crc = self.shard.members[name], 0
+        for low in range(0, member.bytes, CHUNK):
+            crc = google_crc32c.extend(crc, self._files.read(self.path, min(CHUNK, member.bytes - low), member.offset + low))
+        if crc != member.crc32c:
             raise DataError(f"shard {self.path}: member {name} is corrupt (crc32c differs); {REMEDY}")
-        return data
+        return self._files.map(self.path, member.bytes, member.offset)
 
     def _check_blocks(self, data: bytes, first: int) -> None:
         for k, low in enumerate(range(0, len(data), BLOCK), start=first):
             if not self._checked[k]:
                 if google_crc32c.value(data[low : low + BLOCK]) != self._crc[k]:
-                    raise DataError(f"shard {self.path}: block {k} of the tokens is corrupt (crc32c differs); {REMEDY}")
+                    raise DataError(f"shard {self.path}: block {k} of the tokens{self._documents_of(k)} is corrupt; {REMEDY}")
                 self._checked[k] = True
+
+    def _documents_of(self, block: int) -> str:
+        """The documents in a block, for people; nothing where the index is damaged as well."""
+        tokens = BLOCK // self._dtype.itemsize
+        inside = [block * tokens, min((block + 1) * tokens, self.shard.tokens) - 1]
+        try:
+            first, last = np.searchsorted(self.doc_ends, inside, side="right")
+        except DataError:
+            return ""
+        return f" (document {first})" if first == last else f" (documents {first} to {last})"

@@ -1,107 +1,106 @@
-"""Token streams: sequences of T + 1 tokens by index.
+"""Token streams: training rows of T tokens by index, a pure function of (manifest, seed, index) and the settings in `identity`.
 
-A window is T + 1 tokens from a grid of stride T over a shard's blob; the last is only ever a label. Document boundaries come from
-the index. A window that begins inside a document starts afresh there.
+A stream is tapes (one for each source), an order that says which row of which source comes at index i, and a packing that says
+which spans of the tape are in that row.
 """
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
 from llm.data.config import DataConfig
-from llm.data.manifest import Manifest, Shard
-from llm.data.order import Order
+from llm.data.manifest import Manifest
+from llm.data.rows import ContiguousRows, PermutedRows, Place, packed
 from llm.data.shard import OpenFiles, ShardReader
-from llm.errors import ConfigError, DataError
+from llm.data.tape import Rows, Tape
+from llm.errors import ConfigError, DataError, did_you_mean
 
-# stands for "no token" in rows: labels there are not scored
-PAD = -1
-
-
-class Windows:
-    """The grid over a list of shards: window k -> T + 1 tokens.
-
-    Args:
-        tail: also keep the last, shorter window of each shard, filled up with PAD.
-    """
-
-    def __init__(self, manifest: Manifest, shards: list[Shard], sequence_length: int, files: OpenFiles, tail: bool = False):
-        self.sequence_length = sequence_length
-        self._readers = [ShardReader(manifest, shard, files) for shard in shards]
-        labels = np.array([max(0, shard.tokens - 1) for shard in shards], dtype=np.int64)
-        counts = -(-labels // sequence_length) if tail else labels // sequence_length
-        self._first = np.concatenate([[0], counts.cumsum()])
-
-    def __len__(self) -> int:
-        return int(self._first[-1])
-
-    def read(self, window: int, tokens_T: np.ndarray, starts_T: np.ndarray) -> None:
-        """Fill T + 1 `tokens_T` and T `starts_T` (which hold PAD and False)."""
-        k = int(np.searchsorted(self._first, window, side="right")) - 1
-        reader = self._readers[k]
-        low = int(window - self._first[k]) * self.sequence_length
-        high = min(low + self.sequence_length + 1, reader.shard.tokens)
-        tokens_T[: high - low] = reader.tokens(low, high)
-        inside = slice(*np.searchsorted(reader.doc_starts, [low, low + self.sequence_length]))
-        starts_T[reader.doc_starts[inside] - low] = True
-        starts_T[0] = True
+# other sequences that are tried in the place of a damaged one
+ATTEMPTS = 16
 
 
 class TokenStream:
-    """The training sequences of a split: an endless stream that is a pure function of (manifest, seed, index).
+    """The endless training rows of a split.
 
     Args:
-        seed: of the order.
+        seed: of the order. batch: rows of a step, which `contiguous` packing fixes for the run.
 
     Raises:
-        DataError: an empty split, or a source without one whole sequence. ConfigError: a length below 1.
+        DataError: an empty split, a source shorter than a sequence. ConfigError: settings that cannot work.
     """
 
-    def __init__(self, manifest: Manifest, split: str, config: DataConfig, seed: int):
-        if config.sequence_length < 1 or config.prefetch < 0:
-            raise ConfigError(
-                f"data.sequence_length ({config.sequence_length}) must be at least 1, prefetch ({config.prefetch}) at least 0; "
-                "use 1024 and 2"
-            )
+    def __init__(self, manifest: Manifest, split: str, config: DataConfig, seed: int, batch: int | None = None):
+        config.check()
         self.manifest, self.config, self.seed = manifest, config, seed
         self.sequence_length = config.sequence_length
-        files, shards = OpenFiles(), manifest.split(split)
-        # sorted: the order must not depend on how a mapping was read
-        names = sorted({shard.source for shard in shards if manifest.sources[shard.source].weight > 0})
-        if not names:
-            raise DataError(
-                f"split {split!r} of {manifest.root} has no source of positive weight; give one a weight and prepare again"
-            )
-        self._windows = {}
-        for name in names:
-            mine = [shard for shard in shards if shard.source == name]
-            self._windows[name] = Windows(manifest, mine, self.sequence_length, files)
-            if not len(self._windows[name]):
-                _refuse_length(self.sequence_length, name, split, max(shard.tokens for shard in mine))
-        self._by_source = list(self._windows.values())
-        self.order = Order(
-            {name: len(windows) for name, windows in self._windows.items()},
-            {name: manifest.sources[name].weight for name in names},
-            seed,
-        )
+        files, shards, weights = OpenFiles(), manifest.split(split), weights_of(manifest, split, config)
+        self._tapes = {name: Tape(manifest, [shard for shard in shards if shard.source == name], files) for name in weights}
+        for name, tape in self._tapes.items():
+            if len(tape) < self.sequence_length:
+                raise DataError(
+                    f"data.sequence_length ({self.sequence_length}) must be at most the {len(tape)} tokens of {name!r} in split "
+                    f"{split!r}; use {len(tape)} or less, prepare more text, or leave the source out with data.mixture"
+                )
+        self.order: PermutedRows | ContiguousRows
+        if config.packing == "contiguous":
+            self.order = ContiguousRows(self._tapes, weights, config, seed, batch)
+        else:
+            self.order = PermutedRows(packed(self._tapes, manifest, split, config), weights, config, seed)
+        self._by_source = list(self._tapes.values())
+        # rows that were replaced by others
+        self.substituted, self._lock = 0, threading.Lock()
 
     def __len__(self) -> int:
-        """Windows per epoch, all sources together."""
-        return sum(map(len, self._by_source))
+        """Rows of one epoch of every source."""
+        return len(self.order)
 
-    def sequence(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """tokens int64 [T + 1] and starts bool [T] of sequence i, i >= 0 without bound."""
-        tokens, starts = self.rows(np.array([i]))
-        return tokens[0], starts[0]
+    def rows(self, indices: np.ndarray) -> Rows:
+        """The rows of n indices, each at least 0 and without bound. Raises DataError when a shard is damaged."""
+        rows = self.padding(len(indices))
+        for n, place in enumerate(self.order.places(np.asarray(indices))):
+            try:
+                self._fill(rows, n, place)
+            except DataError:
+                if self.config.on_corrupt == "stop":
+                    raise
+                self._substitute(rows, n, place)
+        return rows
 
-    def rows(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """tokens int64 [n, T + 1] and starts bool [n, T] of n sequences. Raises DataError when a shard is damaged."""
-        draws = self.order(indices)
-        tokens, starts = empty_rows(len(draws.window), self.sequence_length)
-        for n, (source, window) in enumerate(zip(draws.source, draws.window, strict=True)):
-            self._by_source[source].read(int(window), tokens[n], starts[n])
-        return tokens, starts
+    def padding(self, n: int) -> Rows:
+        return Rows.padding(n, self.sequence_length, self.manifest.tokenizer.document_token)
+
+    def lanes(self, indices: np.ndarray) -> np.ndarray:
+        """int64: the order's lane of each index: rows of one lane lie near each other on disk."""
+        return self.order.lanes(np.asarray(indices))
+
+    def epochs(self, indices: np.ndarray) -> np.ndarray:
+        """int64: which time its source is read at each index, from 0."""
+        return np.array([place.epoch for place in self.order.places(np.asarray(indices))], dtype=np.int64)
+
+    def repetitions(self, rows: int) -> list[str]:
+        """A warning for each source that the first `rows` go through too often."""
+        return self.order.repetitions(rows)
+
+    def _fill(self, rows: Rows, n: int, place: Place) -> None:
+        self._by_source[place.source].fill(rows, n, place.spans, place.continues)
+
+    def _substitute(self, rows: Rows, n: int, place: Place) -> None:
+        """Another row of the same source instead: which one follows from the place alone."""
+        assert isinstance(self.order, PermutedRows)
+        for attempt in range(1, ATTEMPTS + 1):
+            for mine, blank in zip(rows, self.padding(1), strict=True):
+                mine[n] = blank[0]
+            try:
+                self._fill(rows, n, self.order.substitute(place, attempt))
+                break
+            except DataError:
+                if attempt == ATTEMPTS:
+                    raise
+        with self._lock:
+            self.substituted += 1
 
     def identity(self) -> dict[str, str | int]:
         """What the stream is a function of, besides the index."""
@@ -110,16 +109,40 @@ class TokenStream:
             "seed": self.seed,
             "sequence_length": self.sequence_length,
             "packing": self.config.packing,
+            "lanes": self.order.canonical_lanes,
+            "mixture": ", ".join(f"{name}: {share}" for name, share in self.order.shares.items()),
         }
 
     def check_state(self, saved: dict) -> None:
-        """Raise DataError unless `saved` was taken from this very stream, so that `consumed` means the same sequences."""
+        """Raise DataError unless `saved` was taken from this very stream, so that `consumed` means the same rows."""
         for name, now in self.identity().items():
             if saved.get(name) != now:
                 raise DataError(
                     f"data {name} ({now}) must be the checkpoint's ({saved.get(name)}), or `consumed` means other sequences; "
                     "resume with the data that the run began with, or start a new run"
                 )
+
+
+def weights_of(manifest: Manifest, split: str, config: DataConfig) -> dict[str, float | Fraction]:
+    """The positive weights of the sources that a stream reads, by name in a fixed order. Raises ConfigError, DataError."""
+    there = {shard.source for shard in manifest.split(split)}
+    if config.mixture is None:
+        weights = {name: source.weight for name, source in manifest.sources.items() if name in there}
+    else:
+        weights = config.mixture
+        for name, weight in weights.items():
+            if name not in there:
+                raise ConfigError(f"data.mixture names {name!r}, which split {split!r} does not hold; {did_you_mean(name, there)}")
+            if not 0 <= weight < float("inf"):
+                raise ConfigError(f"data.mixture.{name} ({weight}) must not be negative or infinite; use 0 to leave it out")
+    # sorted: the order must not depend on how a mapping was read
+    found: dict[str, float | Fraction] = {name: weights[name] for name in sorted(weights) if weights[name] > 0}
+    if not found:
+        raise DataError(
+            f"split {split!r} of {manifest.root} has no source of positive weight; give one a weight in data.mixture, "
+            "or in the recipe, and prepare again"
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -138,15 +161,3 @@ def documents(manifest: Manifest, split: str) -> Iterator[Document]:
         reader = ShardReader(manifest, shard, files)
         for low, high, size in zip(reader.doc_starts, reader.doc_ends, reader.text_bytes, strict=True):
             yield Document(reader.tokens(int(low), int(high)).astype(np.int64), int(size), shard.source)
-
-
-def empty_rows(n: int, sequence_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to be filled: tokens [n, T + 1] of PAD, starts [n, T] of False."""
-    return np.full((n, sequence_length + 1), PAD, dtype=np.int64), np.zeros((n, sequence_length), dtype=bool)
-
-
-def _refuse_length(sequence_length: int, source: str, split: str, longest: int) -> None:
-    raise DataError(
-        f"data.sequence_length ({sequence_length}) must be less than the {longest} tokens of the longest shard of {source!r} "
-        f"in split {split!r}; use at most {longest - 1}, or prepare more text"
-    )

@@ -9,6 +9,7 @@ from omegaconf import MISSING
 
 from llm.config import build, load
 from llm.data import DataConfig, Manifest, TokenStream
+from llm.data.batch import micro_batches_of
 from llm.errors import ConfigError
 from llm.model import ModelConfig, model_kinds
 from llm.train.schedule import ScheduleConfig
@@ -113,12 +114,12 @@ def build_config(values: Mapping[str, Any]) -> RunConfig:
 
 def micro_batch_of(config: RunConfig, world_size: int) -> int:
     """Sequences that a rank runs at once."""
-    return config.train.micro_batch or config.train.batch // world_size
+    return config.train.micro_batch or math.ceil(config.train.batch / world_size)
 
 
 def accumulation_of(config: RunConfig, world_size: int) -> int:
     """Micro-batches per rank and optimizer step."""
-    return config.train.batch // (world_size * micro_batch_of(config, world_size))
+    return micro_batches_of(config.train.batch, world_size, micro_batch_of(config, world_size))
 
 
 def check(config: RunConfig, world_size: int, manifest: Manifest) -> None:
@@ -128,31 +129,31 @@ def check(config: RunConfig, world_size: int, manifest: Manifest) -> None:
     config.model.check("model")
     config.train.check()
     config.parallel.check()
+    config.data.check("data")
     _check_batch(config.train, world_size)
     if config.train.precision == "bf16" and config.parallel.zero == 0:
         raise ConfigError(
             "train.precision (bf16) needs float32 master weights, which ZeRO stage 0 does not keep; "
             "set parallel.zero=1, or train.precision=fp32"
         )
-    if config.data.sequence_length < 1:
-        raise ConfigError(f"data.sequence_length ({config.data.sequence_length}) must be at least 1")
     vocabulary = manifest.tokenizer.vocabulary
     if config.model.vocab_size < vocabulary:
         raise ConfigError(
             f"model.vocab_size ({config.model.vocab_size}) must hold the {vocabulary} ids of {manifest.tokenizer_path}; "
             f"set model.vocab_size={vocabulary}"
         )
-    # refuses an empty split, and sequences longer than the shards
-    TokenStream(manifest, "train", config.data, config.seed)
+    # refuses an empty split, sources shorter than a sequence, and settings of the order that cannot work
+    TokenStream(manifest, "train", config.data, config.seed, config.train.batch)
 
 
 def _check_batch(train: TrainConfig, world_size: int) -> None:
-    unit = world_size * (train.micro_batch or 1)
-    if train.batch % unit:
-        near = sorted({max(unit, train.batch // unit * unit), (train.batch // unit + 1) * unit})
-        micro = [m for m in range(1, train.batch // world_size + 1) if train.batch % (world_size * m) == 0]
-        instead = f", or train.micro_batch={micro[-1]}" if micro and train.micro_batch else ""
+    share = math.ceil(train.batch / world_size)
+    if train.batch < world_size:
         raise ConfigError(
-            f"train.batch ({train.batch}) must be a multiple of ranks ({world_size}) x "
-            f"train.micro_batch ({train.micro_batch or 1}); use train.batch={' or '.join(map(str, near))}{instead}"
+            f"train.batch ({train.batch}) must hold a sequence for each of the ranks ({world_size}); use train.batch={world_size}"
+        )
+    if train.micro_batch and train.micro_batch > share:
+        raise ConfigError(
+            f"train.micro_batch ({train.micro_batch}) must be at most a rank's share of train.batch ({share} of {train.batch}); "
+            f"use train.micro_batch={share}"
         )

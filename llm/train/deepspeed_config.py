@@ -19,10 +19,12 @@ from llm.train.precision import casts_model
 def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
     """DeepSpeed's dict. Learning rates are set by the loop at every step, so it names no scheduler."""
     stage = config.parallel.zero
+    micro_batch, accumulation = micro_batch_of(config, world_size), accumulation_of(config, world_size)
     settings: dict[str, Any] = {
-        "train_batch_size": config.train.batch,
-        "train_micro_batch_size_per_gpu": micro_batch_of(config, world_size),
-        "gradient_accumulation_steps": accumulation_of(config, world_size),
+        # more than the batch where rows that are not scored make the ranks' shares alike
+        "train_batch_size": world_size * micro_batch * accumulation,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulation,
         # at stage 0 the loop clips, because DeepSpeed would keep the norm to itself
         "gradient_clipping": (config.train.clip or 0.0) if stage else 0.0,
         "zero_optimization": zero_section(stage),

@@ -11,7 +11,7 @@ from llm.cost import model_cost
 from llm.data import Batches, HeldOutBatches, Manifest, TokenStream
 from llm.errors import DataError
 from llm.train.checkpoint import load_checkpoint, newest_whole, save_checkpoint
-from llm.train.config import RunConfig, micro_batch_of
+from llm.train.config import RunConfig, accumulation_of, micro_batch_of
 from llm.train.engine import create_engine, optimizer_step
 from llm.train.metrics import Meter, Writer, read_metrics
 from llm.train.peak import measured_peak
@@ -47,17 +47,15 @@ def train(config: RunConfig, folder: RunFolder, world: World, manifest: Manifest
     """
     checkpoint, passed_over = newest_whole(folder.checkpoints, world)
     engine = create_engine(config, world)
-    stream = TokenStream(manifest, "train", config.data, config.seed)
-    step = 0
+    stream = TokenStream(manifest, "train", config.data, config.seed, config.train.batch)
+    step, consumed = 0, 0
     if checkpoint is not None:
         progress = load_checkpoint(engine, checkpoint, config, world)
         stream.check_state(progress["data"])
-        step = progress["step"]
+        step, consumed = progress["step"], progress["data"]["consumed"]
         say(world, *passed_over, f"resuming from {checkpoint}")
-    # every step takes the same number of sequences, also when a run goes on with other ranks
-    batches = Batches(
-        stream, config.train.batch, world.rank, world.size, micro_batch_of(config, world.size), step * config.train.batch
-    )
+    say(world, *stream.repetitions(config.train.steps * config.train.batch), *unscored_rows(config, world.size))
+    batches = Batches(stream, config.train.batch, world.rank, world.size, micro_batch_of(config, world.size), consumed)
     try:
         writer = Writer(folder, config.train.steps, step, config.train.tensorboard) if world.first else None
         held_out = held_out_batches(config, world, manifest)
@@ -114,6 +112,15 @@ def report(run: Run, lr: float, validating: bool) -> None:
     run.writer.write(record)
     if validating:
         plot_loss(read_metrics(run.folder), run.folder.report / "loss.png", run.config.name)
+
+
+def unscored_rows(config: RunConfig, ranks: int) -> list[str]:
+    """What it costs when the ranks' micro-batches have room for more rows than the batch has."""
+    rows, batch = ranks * micro_batch_of(config, ranks) * accumulation_of(config, ranks), config.train.batch
+    if rows == batch:
+        return []
+    law = "rows that are not scored fill the ranks' micro-batches"
+    return [f"train.batch ({batch}) on {ranks} ranks: {rows - batch} of {rows} {law}; {ranks} should divide the batch"]
 
 
 def due(step: int, every: int) -> bool:

@@ -1,8 +1,10 @@
 """Tiny datasets: two sources of different weights, several shards each, a held-out split."""
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -47,3 +49,32 @@ def dataset(make_dataset, tmp_path_factory) -> Manifest:
 def copy_of_dataset(make_dataset, tmp_path: Path) -> Manifest:
     """To be damaged."""
     return make_dataset(tmp_path / "copy")
+
+
+class Numbered(NamedTuple):
+    """A dataset in which no id comes twice but the document token's. documents: the ids of the texts, by source, in order."""
+
+    manifest: Manifest
+    documents: dict[str, list[list[int]]]
+
+
+@pytest.fixture(scope="session")
+def numbered(tokenizer_json: bytes, tmp_path_factory) -> Numbered:
+    """To be read only."""
+    content, rng = json.loads(tokenizer_json), random.Random(2)
+    content["model"]["vocab"] |= {f"filler{k}": k for k in range(len(content["model"]["vocab"]), 6000)}
+    writer = DatasetWriter(
+        tmp_path_factory.mktemp("numbered"),
+        json.dumps(content).encode(),
+        {"a": Source(0.6, "x"), "b": Source(0.3, "x"), "unread": Source(0.0, "x")},
+        shard_tokens=300,
+    )
+    documents: dict[str, list[list[int]]] = {"a": [], "b": [], "unread": []}
+    following = 1
+    for _ in range(130):
+        name = rng.choice(["a", "a", "b", "unread"])
+        ids = list(range(following, following + rng.choice([0, 1, 2, 7, 15, 16, 17, 40, 90])))
+        following += len(ids)
+        writer.add(name, "train", ids, text_bytes=len(ids))
+        documents[name].append(ids)
+    return Numbered(writer.finish(), documents)

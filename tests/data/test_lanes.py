@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm.data.lanes import LEAST_PER_LANE, LaneOrder, Places, Turns
+from llm.data.lanes import LEAST_PER_LANE, LaneOrder, Places, Turns, share_of_rank
 from llm.data.mixture import Mixture
-from llm.data.order import Order
+from llm.data.permutation import epoch_keys, permute, source_key
 from llm.errors import ConfigError
 
 NODES = [1, 8, 64, 512]
@@ -71,13 +71,16 @@ def test_an_epoch_of_a_lane_is_each_of_its_sequences_once(weights: list[int], la
         assert {len(run) for run in runs} <= {size // lanes, size // lanes + 1}
 
 
-def test_one_lane_is_the_order_of_existing_runs():
+def test_one_lane_is_the_mixture_with_each_epoch_permuted():
     sizes, weights = {"a": 1000, "b": 77}, {"a": 0.7, "b": 0.3}
     i = np.concatenate([np.arange(5000), 10**9 + np.arange(50)])
-    ours, theirs = LaneOrder(sizes, weights, 1)(i), Order(sizes, weights, 1)(i)
-    assert np.array_equal(ours.source, theirs.source)
-    assert np.array_equal(ours.epoch, theirs.epoch)
-    assert np.array_equal(ours.sequence, theirs.window)
+    places, draws = LaneOrder(sizes, weights, 1)(i), Mixture(weights).draws(i, sizes)
+    assert np.array_equal(places.source, draws.source)
+    assert np.array_equal(places.epoch, draws.epoch)
+    names, keys = list(sizes), {name: source_key(1, name) for name in sizes}
+    for source, epoch, position, sequence in zip(*draws, places.sequence, strict=True):
+        name = names[source]
+        assert sequence == permute(np.array([position]), sizes[name], epoch_keys(keys[name], epoch))[0]
 
 
 def test_a_small_source_has_one_lane_and_exact_epochs():
@@ -109,24 +112,32 @@ def test_lanes_are_a_power_of_two(lanes: int):
 @settings(deadline=None)
 @given(
     nodes=st.sampled_from([1, 2, 3, 8, 24, 64]),
+    per_node=st.integers(1, 3),
     rows=st.integers(1, 5),
     step=st.integers(0, 10**6),
     weights=st.sampled_from([[1], [7, 2, 1]]),
 )
-def test_the_nodes_shares_are_the_batch(nodes: int, rows: int, step: int, weights: list[int]):
-    order, batch = order_of(weights, 10**6, 64), nodes * rows
-    shares = [order.share_of_node(step * batch, batch, node, nodes) for node in range(nodes)]
+def test_the_ranks_shares_are_the_batch(nodes: int, per_node: int, rows: int, step: int, weights: list[int]):
+    order, ranks = order_of(weights, 10**6, 64), nodes * per_node
+    batch = ranks * rows
+    positions = step * batch + np.arange(batch)
+    shares = [positions[share_of_rank(order.lane(positions), rank, ranks)] for rank in range(ranks)]
     assert {len(share) for share in shares} == {rows}
-    assert np.array_equal(np.sort(np.concatenate(shares)), np.arange(step * batch, (step + 1) * batch))
+    assert np.array_equal(np.sort(np.concatenate(shares)), positions)
     if 64 % nodes == 0:
-        for node, share in enumerate(shares):
+        for rank, share in enumerate(shares):
             # all of it from the node's own lanes, wherever one span of the schedule ends
-            assert (order(share).lane // (64 // nodes) == node).all()
+            assert (order(share).lane // (64 // nodes) == rank // per_node).all()
 
 
-def test_a_batch_that_nodes_cannot_share_is_refused():
-    with pytest.raises(ConfigError, match=r"batch \(12\) must be a multiple of nodes \(8\); use 16"):
-        order_of([1.0], 10**6, 8).share_of_node(0, 12, 0, 8)
+@given(batch=st.integers(1, 40), ranks=st.integers(1, 12), lanes=st.sampled_from([1, 4, 64]))
+def test_ranks_that_do_not_divide_a_batch_take_a_row_more_or_less(batch: int, ranks: int, lanes: int):
+    of_position = np.arange(batch) * 7 % lanes
+    shares = [share_of_rank(of_position, rank, ranks) for rank in range(ranks)]
+    assert sorted(np.concatenate(shares).tolist()) == list(range(batch))
+    assert max(map(len, shares)) == len(shares[0]) == -(-batch // ranks)
+    assert len(shares[0]) - min(map(len, shares)) <= 1
+    assert all((np.diff(share) > 0).all() for share in shares)
 
 
 @pytest.mark.parametrize("nodes", NODES)
@@ -136,10 +147,11 @@ def test_each_node_reads_its_share_of_the_bytes(nodes: int, weights: list[float]
     lanes, size, shards, batch = 512, 131_072, 2000, 4096
     order = order_of(weights, size, lanes)
     i = np.arange(size * len(weights))
-    places, owner = order(i), order.node(i, nodes)
+    places = order(i)
+    owner = places.lane // (lanes // nodes)
     for step, node in ((0, 0), (17, nodes // 2), (31, nodes - 1)):
-        share = order.share_of_node(step * batch, batch, node, nodes)
-        assert np.array_equal(share, step * batch + np.flatnonzero(owner[step * batch : (step + 1) * batch] == node))
+        here = slice(step * batch, (step + 1) * batch)
+        assert np.array_equal(share_of_rank(places.lane[here], node, nodes), np.flatnonzero(owner[here] == node))
     stored = places.source * size + places.sequence
     ranges = distinct_by(owner, stored, nodes)
     whole = distinct_by(owner, places.source * shards + shards_of(places.sequence, size, shards), nodes)
@@ -161,9 +173,13 @@ def distinct_by(owner: np.ndarray, what: np.ndarray, nodes: int) -> np.ndarray:
 
 def test_at_other_numbers_of_nodes_each_reads_what_the_greatest_divisor_says():
     order = order_of([1.0], 65_536, 64)
-    positions = [np.concatenate([order.share_of_node(step * 96, 96, node, 24) for step in range(1000)]) for node in range(24)]
-    lanes = [len(np.unique(order(mine).lane)) for mine in positions]
-    assert lanes == [64 // 8] * 24
+    taken: list[set[int]] = [set() for _ in range(24)]
+    for step in range(1000):
+        lanes = order.lane(step * 96 + np.arange(96))
+        for node, mine in enumerate(taken):
+            mine.update(lanes[share_of_rank(lanes, node, 24)].tolist())
+    print("lanes of each of 24 nodes:", [len(mine) for mine in taken])
+    assert max(len(mine) for mine in taken) <= 64 // 8
 
 
 # quality

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm.data.mixture import MAX_PERIOD, Mixture
-from llm.data.order import Blend
 from llm.errors import ConfigError
 
 
@@ -75,14 +74,6 @@ def test_decimals_count_as_written_and_units_do_not_matter():
     assert mixture_of([0.7, 0.2, 0.1]).shares.tolist() == [7, 2, 1]
     assert mixture_of([70, 20.0, Fraction(10)]).shares.tolist() == [7, 2, 1]
     assert mixture_of([Fraction(1, 3), Fraction(2, 3)]).shares.tolist() == [1, 2]
-
-
-@pytest.mark.parametrize("weights", [[0.7, 0.3], [0.7123456789, 0.3], [1.0, 1e-9, 3.3333333], [5, 1, 1, 1, 1]])
-def test_it_is_the_schedule_of_existing_runs(weights: list[float]):
-    mixture, blend = mixture_of(weights), Blend(weights)
-    i = np.concatenate([np.arange(100_000), 10**9 + np.arange(100)])
-    for ours, theirs in zip(mixture(i), blend(i), strict=True):
-        assert np.array_equal(ours, theirs)
 
 
 @given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=4), data=st.data())

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm.data.packing import Pieces, bestfit, concat_pieces, concat_sequences
+from llm.data.packing import Pieces, bestfit
 from llm.data.plan import Plan, load_plan, make_plan, plan_path
 from llm.errors import ConfigError, DataError
 
@@ -29,26 +29,6 @@ def tokens_of(pieces: Pieces) -> list[int]:
 def pieces_of(packing, i: int) -> Pieces:
     here = slice(packing.first[i], packing.first[i + 1])
     return Pieces(packing.pieces.offset[here], packing.pieces.length[here])
-
-
-# concat
-
-
-@given(lengths=LENGTHS, T=st.integers(1, 50))
-def test_concat_is_the_tape_cut_every_t_tokens(lengths: list[int], T: int):
-    ends = np.cumsum(lengths)
-    rows = [concat_pieces(ends, T, i) for i in range(concat_sequences(ends, T))]
-    assert [at for row in rows for at in tokens_of(row)] == list(range(sum(lengths)))
-    assert all(row.length.sum() == T for row in rows[:-1])
-    document = np.repeat(np.arange(len(lengths)), lengths)
-    for row in rows:
-        of_piece = [set(document[offset : offset + length]) for offset, length in zip(*row, strict=True)]
-        # each piece is of one document, and neighbours are of different ones
-        assert all(len(documents) == 1 for documents in of_piece)
-        assert len(set().union(*of_piece)) == len(of_piece)
-
-
-# bestfit
 
 
 @given(lengths=LENGTHS, T=st.integers(1, 50))

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm.data import order
 from llm.data.permutation import GOLDEN, MAX_SIZE, epoch_keys, permute, source_key, unpermute
 
 KEYS = st.integers(0, 2**64 - 1)
@@ -111,12 +110,6 @@ def test_epochs_seeds_and_sources_are_unrelated():
     assert np.abs(related).max() < 5 / np.sqrt(n)
     # places that two epochs share: one on average, as between random permutations
     assert all((images[a] == images[b]).sum() < 12 for a in range(len(images)) for b in range(a))
-
-
-@given(size=st.integers(1, 10**9), key=KEYS, data=st.data())
-def test_it_is_the_permutation_of_existing_runs(size: int, key: int, data: st.DataObject):
-    index = np.array(data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=10)))
-    assert np.array_equal(permute(index, size, key), order.permute(index, size, np.full(len(index), key, dtype=np.uint64)))
 
 
 def test_an_index_outside_is_refused():

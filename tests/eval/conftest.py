@@ -37,6 +37,5 @@ def subject(tmp_path_factory) -> Subject:
     manifest = writer.finish()
     values = {"width": 16, "depth": 3, "vocab_size": VOCABULARY, "layers": LAYERS, "pattern": ["r", "w", "f"]}
     model = Decoder.create(build(ModelConfig, values, model_kinds("")), seed=0).double()
-    return Subject(
-        model, manifest, DataConfig(str(manifest.root), sequence_length=16), 0, 40, folder / "report", {"run": "test", "step": 5}
-    )
+    data = DataConfig(str(manifest.root), sequence_length=16)
+    return Subject(model, manifest, data, 0, 8, 40, folder / "report", {"run": "test", "step": 5})

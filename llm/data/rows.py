@@ -1,0 +1,168 @@
+"""Which spans of which tape are in training row i: the orders of the three packings.
+
+`concat` and `bestfit` cut every tape into a fixed list of sequences, which the canonical lanes (`lanes.py`) permute and blend.
+`contiguous` fixes rows of the batch: row i goes on where row i - L ended, L rows being dealt out to the sources by weight.
+"""
+
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from llm.data.config import LANES, DataConfig
+from llm.data.contiguous import ContiguousLanes
+from llm.data.lanes import LaneOrder
+from llm.data.manifest import Manifest
+from llm.data.mixture import dealt, repetitions
+from llm.data.permutation import epoch_keys, permute, source_key
+from llm.data.plan import Plan, planned
+from llm.data.tape import Span, Tape
+from llm.errors import ConfigError
+
+Weights = Mapping[str, float | Fraction]
+
+
+class Place(NamedTuple):
+    """Where row i lies. source: a number. sequence: of the source, as stored. spans: of its tape."""
+
+    source: int
+    epoch: int
+    sequence: int
+    spans: list[Span]
+    continues: bool = False
+
+
+class Sequences(Protocol):
+    """The sequences that a tape is cut into."""
+
+    def __len__(self) -> int: ...
+
+    def spans(self, i: int) -> list[Span]: ...
+
+
+class Concat:
+    """Sequence i is the tape from i T to (i + 1) T; the last one may be shorter."""
+
+    def __init__(self, tape: Tape, sequence_length: int):
+        self._tokens, self._sequence_length = len(tape), sequence_length
+
+    def __len__(self) -> int:
+        return -(-self._tokens // self._sequence_length)
+
+    def spans(self, i: int) -> list[Span]:
+        low = i * self._sequence_length
+        return [Span(low, min(low + self._sequence_length, self._tokens))]
+
+
+class BestFit:
+    """The sequences of a plan that belong to the shards of a tape."""
+
+    def __init__(self, tape: Tape, plan: Plan):
+        groups = {name: group for group, name in enumerate(plan.groups)}
+        self._groups = np.array([groups[reader.shard.path] for reader in tape.readers])
+        self._first = np.cumsum([0, *(plan.sequences[self._groups + 1] - plan.sequences[self._groups])])
+        self._tape, self._plan = tape, plan
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    def spans(self, i: int) -> list[Span]:
+        k = int(np.searchsorted(self._first, i, side="right")) - 1
+        _, (offsets, lengths) = self._plan.pieces(int(self._plan.sequences[self._groups[k]] + i - self._first[k]))
+        lows = offsets + self._tape.first[k]
+        return [Span(low, low + length) for low, length in zip(lows.tolist(), lengths.tolist(), strict=True)]
+
+
+def packed(tapes: Mapping[str, Tape], manifest: Manifest, split: str, config: DataConfig) -> dict[str, Sequences]:
+    """Every tape, cut as `config.packing` says. The plan of `bestfit` is read, or made and kept, beside the manifest."""
+    if config.packing == "concat":
+        return {name: Concat(tape, config.sequence_length) for name, tape in tapes.items()}
+    plan = planned(manifest, split, config.sequence_length)
+    return {name: BestFit(tape, plan) for name, tape in tapes.items()}
+
+
+class PermutedRows:
+    """Sequences in the canonical lanes' order. Raises ConfigError: lanes that are no power of two."""
+
+    def __init__(self, sequences: Mapping[str, Sequences], weights: Weights, config: DataConfig, seed: int):
+        self._sequences, self._seed = dict(sequences), seed
+        self._names = list(sequences)
+        self._sizes = {name: len(cut) for name, cut in sequences.items()}
+        self.canonical_lanes = LANES if config.lanes is None else config.lanes
+        self.order = LaneOrder(self._sizes, weights, seed, self.canonical_lanes)
+
+    def __len__(self) -> int:
+        return sum(self._sizes.values())
+
+    @property
+    def shares(self) -> dict[str, Fraction]:
+        return self.order.mixture.weights
+
+    def places(self, i: np.ndarray) -> Iterator[Place]:
+        found = self.order(i)
+        for source, epoch, sequence in zip(found.source.tolist(), found.epoch.tolist(), found.sequence.tolist(), strict=True):
+            yield self._place(source, epoch, sequence)
+
+    def _place(self, source: int, epoch: int, sequence: int) -> Place:
+        return Place(source, epoch, sequence, self._sequences[self._names[source]].spans(sequence))
+
+    def lanes(self, i: np.ndarray) -> np.ndarray:
+        return self.order.lane(i)
+
+    def substitute(self, place: Place, attempt: int) -> Place:
+        """Another sequence of the same source, by its number, epoch and the attempt alone."""
+        name = self._names[place.source]
+        key = epoch_keys(source_key(self._seed, f"{name}/instead {attempt}"), place.epoch)
+        return self._place(place.source, place.epoch, int(permute(np.array([place.sequence]), self._sizes[name], key)[0]))
+
+    def repetitions(self, rows: int) -> list[str]:
+        return self.order.mixture.repetitions(rows, self._sizes)
+
+
+class ContiguousRows:
+    """Rows of the batch that each go on with their documents. lanes: the batch's rows, dealt out by weight, one at least each."""
+
+    def __init__(self, tapes: Mapping[str, Tape], weights: Weights, config: DataConfig, seed: int, batch: int | None):
+        lanes = batch if config.lanes is None else config.lanes
+        if lanes is None or (batch is not None and batch != lanes):
+            raise ConfigError(
+                f"data.lanes ({config.lanes}) must be the batch ({batch}) for data.packing (contiguous), "
+                "whose rows carry on from step to step; leave data.lanes out, and the batch as it was"
+            )
+        if lanes < len(tapes):
+            raise ConfigError(
+                f"the batch ({lanes}) must have a row for each of the {len(tapes)} sources with data.packing (contiguous); "
+                f"use train.batch={len(tapes)} or more, or fewer sources"
+            )
+        self.canonical_lanes, self._names = lanes, list(tapes)
+        self._dealt = dealt([weights[name] for name in tapes], lanes)
+        self._first = np.cumsum([0, *self._dealt])
+        self._sources = [
+            ContiguousLanes(tape.lengths(), share, config.sequence_length, seed, name)
+            for (name, tape), share in zip(tapes.items(), self._dealt, strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._sources))
+
+    @property
+    def shares(self) -> dict[str, Fraction]:
+        return {name: Fraction(share, self.canonical_lanes) for name, share in zip(self._names, self._dealt, strict=True)}
+
+    def places(self, i: np.ndarray) -> Iterator[Place]:
+        for step, lane in zip(*(x.tolist() for x in np.divmod(i, self.canonical_lanes)), strict=True):
+            source = int(np.searchsorted(self._first, lane, side="right")) - 1
+            sequence = step * self._dealt[source] + lane - int(self._first[source])
+            epoch, (offsets, lengths), continues = self._sources[source].row(sequence)
+            spans = [Span(low, low + n) for low, n in zip(offsets.tolist(), lengths.tolist(), strict=True)]
+            yield Place(source, epoch, sequence, spans, continues)
+
+    def lanes(self, i: np.ndarray) -> np.ndarray:
+        # a row of the batch stays with its rank, whose state goes on
+        return i % self.canonical_lanes
+
+    def repetitions(self, rows: int) -> list[str]:
+        steps = rows / self.canonical_lanes
+        epochs = {name: steps / source.steps for name, source in zip(self._names, self._sources, strict=True)}
+        return repetitions(epochs, rows, self.shares)
