@@ -87,6 +87,7 @@ class Batches(Iterator[list[Batch]]):
         part: tuple[int, int] = (0, 1),
     ):
         self.stream, self.batch, self.consumed = stream, batch, consumed
+        self._place = rank, ranks, micro_batch
         size = micro_batches_of(batch, ranks, micro_batch) * micro_batch
 
         # the threads know the stream but not this object: dropping it ends them
@@ -102,6 +103,15 @@ class Batches(Iterator[list[Batch]]):
         micro_batches = next(self._steps)
         self.consumed += self.batch
         return micro_batches
+
+    def rows_by_micro_batch(self) -> list[np.ndarray]:
+        """int64 [micro_batch] for each micro-batch: which rows of the next step's batch it holds, -1 for padding."""
+        rank, ranks, micro_batch = self._place
+        count = micro_batches_of(self.batch, ranks, micro_batch)
+        rows = np.full((count, micro_batch), -1)
+        mine = share_of_rank(self.stream.lanes(self.consumed + np.arange(self.batch)), rank, ranks)
+        rows.reshape(-1)[: len(mine)] = mine
+        return list(rows)
 
     def state(self) -> dict[str, str | int]:
         """All that resuming needs: the stream's identity, and the rows consumed by the steps handed out so far."""

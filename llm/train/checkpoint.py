@@ -3,6 +3,7 @@
 checkpoints/step-N/  engine/            DeepSpeed's: weights, float32 masters and optimizer states as the ranks hold them
                      model.safetensors  float32 weights, whole: what evaluation and export read, with no pickle in it
                      rng-R.pt           each rank's generators
+                     carried-R.pt       each rank's states, under `contiguous` packing
                      progress.json      step, tokens, data position, ranks, ZeRO stage
                      config.yaml, tokenizer.json, files.json (sizes and hashes of all these)
 """
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 
 from llm.errors import CheckpointError
 from llm.train import checkpoint_files as files
+from llm.train.carried import Carried
 from llm.train.config import RunConfig
 from llm.train.run_folder import RunFolder
 from llm.train.world import World
@@ -24,7 +26,9 @@ from llm.train.world import World
 ENGINE = "engine"
 
 
-def save_checkpoint(engine: Any, run: RunFolder, config: RunConfig, world: World, step: int, data: dict[str, Any]) -> Path:
+def save_checkpoint(
+    engine: Any, run: RunFolder, config: RunConfig, world: World, step: int, data: dict[str, Any], carried: Carried | None = None
+) -> Path:
     """Write `checkpoints/step-N` and remove old ones. `data`: the position of the data stream. All ranks call it together.
 
     Raises:
@@ -36,6 +40,8 @@ def save_checkpoint(engine: Any, run: RunFolder, config: RunConfig, world: World
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         world.barrier()
+        if carried is not None:
+            carried.save(temporary, world)
         _write(engine, run, config, world, temporary, {"step": step, "data": data})
         world.barrier()
         parts = world.gather(files.seal(temporary, world.share(files.content(temporary))))

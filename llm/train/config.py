@@ -8,6 +8,7 @@ from typing import Any, Literal
 from omegaconf import MISSING
 
 from llm.config import build, load
+from llm.cost import model_cost
 from llm.data import DataConfig, Manifest, TokenStream
 from llm.data.batch import micro_batches_of
 from llm.errors import ConfigError
@@ -136,6 +137,8 @@ def check(config: RunConfig, world_size: int, manifest: Manifest) -> None:
             "train.precision (bf16) needs float32 master weights, which ZeRO stage 0 does not keep; "
             "set parallel.zero=1, or train.precision=fp32"
         )
+    if config.data.packing == "contiguous":
+        check_carried(config.model)
     vocabulary = manifest.tokenizer.vocabulary
     if config.model.vocab_size < vocabulary:
         raise ConfigError(
@@ -144,6 +147,16 @@ def check(config: RunConfig, world_size: int, manifest: Manifest) -> None:
         )
     # refuses an empty split, sources shorter than a sequence, and settings of the order that cannot work
     TokenStream(manifest, "train", config.data, config.seed, config.train.batch)
+
+
+def check_carried(model: ModelConfig) -> None:
+    """Raise ConfigError unless the state that is carried from step to step stays as large as it is."""
+    far = 1 << 30
+    if model_cost(model, far).state_bytes != model_cost(model, 2 * far).state_bytes:
+        raise ConfigError(
+            "data.packing (contiguous) carries states from step to step, so they must not grow with the document; "
+            "give every attention layer a window, or use data.packing=concat or bestfit"
+        )
 
 
 def _check_batch(train: TrainConfig, world_size: int) -> None:

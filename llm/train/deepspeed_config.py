@@ -82,11 +82,12 @@ def parameter_groups(config: OptimizerConfig, model: nn.Module) -> list[dict[str
 
 
 class LossOnly(nn.Module):
-    """The decoder as the engine runs it: summed loss in, one scalar out, no state kept."""
+    """The decoder as the engine runs it: the summed loss, a scalar, comes out, and the state where it is carried on."""
 
     def __init__(self, decoder: Decoder):
         super().__init__()
         self.decoder = decoder
 
-    def forward(self, tokens_BT, labels_BT, docs):
-        return self.decoder(tokens_BT, None, docs, labels_BT).loss_sum
+    def forward(self, tokens_BT, labels_BT, docs, state=None, carry=False):
+        out = self.decoder(tokens_BT, state, docs, labels_BT)
+        return (out.loss_sum, out.state) if carry else out.loss_sum

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from llm.data import Batch
 from llm.model import Decoder
+from llm.train.carried import Carried
 from llm.train.config import RunConfig
 from llm.train.deepspeed_config import LossOnly, create_optimizer, deepspeed_config
 from llm.train.precision import cast_model, casts_model
@@ -35,7 +36,15 @@ def create_engine(config: RunConfig, world: World) -> Any:
     return engine
 
 
-def optimizer_step(engine: Any, micro_batches: list[Batch], lr: float, clip: float | None, world: World, stop: bool) -> StepResult:
+def optimizer_step(
+    engine: Any,
+    micro_batches: list[Batch],
+    lr: float,
+    clip: float | None,
+    world: World,
+    stop: bool,
+    carried: Carried | None = None,
+) -> StepResult:
     """Gradients of (sum of nats over all tokens / scored labels of all ranks and micro-batches), then one update.
 
     DeepSpeed averages gradients over ranks, so each rank's loss is scaled up by their number; its division by the number of
@@ -45,9 +54,13 @@ def optimizer_step(engine: Any, micro_batches: list[Batch], lr: float, clip: flo
     scored, stops = world.sum(torch.stack([sum_scored(micro_batches), torch.tensor(int(stop))]).to(device)).unbind()
     scale = world.size / scored.clamp(min=1)
     loss_sum = torch.zeros((), device=device)
-    for batch in micro_batches:
+    for k, batch in enumerate(micro_batches):
         batch = batch.to(device, non_blocking=True)
-        loss = engine(batch.tokens_BT, batch.labels_BT, batch.docs)
+        if carried is None:
+            loss = engine(batch.tokens_BT, batch.labels_BT, batch.docs)
+        else:
+            loss, state = engine(batch.tokens_BT, batch.labels_BT, batch.docs, carried.states[k], carry=True)
+            carried.keep(k, state)
         loss_sum += loss.detach()
         engine.backward(loss * scale, scale_wrt_gas=False)
         grad_norm = clip_gradients(engine, clip) if updates_now(engine) else None

@@ -10,6 +10,7 @@ import torch
 from llm.cost import model_cost
 from llm.data import Batches, HeldOutBatches, Manifest, TokenStream
 from llm.errors import DataError
+from llm.train.carried import Carried
 from llm.train.checkpoint import load_checkpoint, newest_whole, save_checkpoint
 from llm.train.config import RunConfig, accumulation_of, micro_batch_of
 from llm.train.engine import create_engine, optimizer_step
@@ -27,13 +28,16 @@ BACKWARD_AND_FORWARD = 3
 
 @dataclass
 class Run:
-    """All that the loop holds. held_out: None when the dataset has no validation split. writer: on the first rank."""
+    """All that the loop holds. carried: states from step to step, if they are. held_out: None when the dataset has no validation
+    split. writer: on the first rank.
+    """
 
     config: RunConfig
     folder: RunFolder
     world: World
     engine: Any
     batches: Batches
+    carried: Carried | None
     held_out: HeldOutBatches | None
     meter: Meter
     writer: Writer | None
@@ -59,7 +63,10 @@ def train(config: RunConfig, folder: RunFolder, world: World, manifest: Manifest
     try:
         writer = Writer(folder, config.train.steps, step, config.train.tensorboard) if world.first else None
         held_out = held_out_batches(config, world, manifest)
-        run = Run(config, folder, world, engine, batches, held_out, create_meter(config, world), writer, step)
+        carried = Carried.of(config, batches)
+        if carried is not None and checkpoint is not None:
+            carried.load(checkpoint, world)
+        run = Run(config, folder, world, engine, batches, carried, held_out, create_meter(config, world), writer, step)
         with StopRequest() as stop:
             loop(run, stop)
         return run.step
@@ -82,7 +89,7 @@ def loop(run: Run, stop: StopRequest) -> None:
         micro_batches = next(run.batches)
         data_wait = time.perf_counter() - waiting
         lr = learning_rate(settings.schedule, settings.optimizer.lr, run.step, settings.steps)
-        result = optimizer_step(run.engine, micro_batches, lr, settings.clip, run.world, bool(stop))
+        result = optimizer_step(run.engine, micro_batches, lr, settings.clip, run.world, bool(stop), run.carried)
         run.meter.add(result, data_wait)
         saving = last or due(run.step, settings.checkpoint_every)
         logging = saving or due(run.step, settings.log_every)
@@ -92,7 +99,7 @@ def loop(run: Run, stop: StopRequest) -> None:
         if logging or stopping or validating:
             report(run, lr, validating)
         if saving or stopping:
-            save_checkpoint(run.engine, run.folder, config, run.world, run.step, run.batches.state())
+            save_checkpoint(run.engine, run.folder, config, run.world, run.step, run.batches.state(), run.carried)
         if stopping:
             say(run.world, f"stopped at step {run.step} on request; continue with `pretrain.py {run.folder.path}`")
             break
@@ -105,6 +112,9 @@ def loop(run: Run, stop: StopRequest) -> None:
 def report(run: Run, lr: float, validating: bool) -> None:
     """Write a record, with validation where it is due; then the loss curve is drawn anew."""
     record = run.meter.read(run.step, lr)
+    if run.config.data.on_corrupt == "substitute":
+        # damaged sequences that other ones stand for, of all ranks since this start
+        record["substituted"] = run.world.sum(torch.tensor(run.batches.stream.substituted, device=run.world.device)).item()
     if validating and run.held_out is not None:
         record |= validate(run.engine, run.held_out, run.world)
     if run.writer is None:

@@ -115,7 +115,7 @@ def refused(main, words: list[str], sentence: str, folder: Path, capsys) -> None
         (pretrain.main, [*TINY, "model.pattern=[r,q]"], "unknown layer 'q'"),
         (pretrain.main, [*TINY, "model.layers.r.mixer.heads=3"], "heads (3) must divide model.width (32)"),
         (pretrain.main, [*TINY, "model.vocab_size=100"], "set model.vocab_size=266"),
-        (pretrain.main, [*TINY, "train.batch=7", "train.micro_batch=2"], "use train.batch=6 or 8"),
+        (pretrain.main, [*TINY, "train.batch=7", "train.micro_batch=8"], "use train.micro_batch=7"),
         (pretrain.main, [*TINY, "parallel.zero=4"], "must be one of 0, 1, 2, 3"),
         (pretrain.main, [*TINY, "train.precision=bf16", "parallel.zero=0"], "set parallel.zero=1"),
         (pretrain.main, [*TINY, "train.schedule.warmup=99"], "less than train.steps"),
@@ -169,8 +169,8 @@ def test_one_sentence(main, words, sentence, folder, capsys):
 
 
 def test_a_batch_that_ranks_cannot_share(folder, capsys, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    refused(pretrain.main, TINY, "train.batch (8) must be a multiple of ranks (3)", folder, capsys)
+    monkeypatch.setenv("WORLD_SIZE", "9")
+    refused(pretrain.main, TINY, "train.batch (8) must hold a sequence for each of the ranks (9)", folder, capsys)
 
 
 def test_damaged_datasets_are_named(folder, capsys):
@@ -192,7 +192,7 @@ def test_a_flipped_byte_of_a_shard_is_named(folder, capsys):
     member = json.loads((folder / "data/manifest.json").read_text())["shards"][1]["members"]["tokens.bin"]
     shard = folder / "data/shard-00001.tar"
     flip(shard, member["offset"])
-    refused(data.main, ["verify", "data"], "block 0 of the tokens is corrupt", folder, capsys)
+    refused(data.main, ["verify", "data"], "block 0 of the tokens (document 0) is corrupt", folder, capsys)
     refused(evaluate.main, ["--run", "runs/old", "perplexity"], "shard-00001.tar", folder, capsys)
 
 

@@ -23,8 +23,11 @@ Words = Callable[..., list[str]]
 @pytest.mark.parametrize(
     ("word", "ranks", "sentence"),
     [
-        ("train.batch=9", 2, r"train.batch \(9\) must be a multiple of ranks \(2\).*use train.batch=8 or 10"),
-        ("train.micro_batch=3", 2, r"train.micro_batch \(3\); use train.batch=6 or 12, or train.micro_batch=4"),
+        ("train.batch=9", 2, ""),
+        ("train.micro_batch=3", 2, ""),
+        ("train.batch=2", 3, r"train.batch \(2\) must hold a sequence for each of the ranks \(3\); use train.batch=3"),
+        ("train.micro_batch=5", 2, r"train.micro_batch \(5\) must be at most a rank's share of train.batch \(4 of 8\)"),
+        ("data.packing=contiguous", 1, r"must not grow with the document; give every attention layer a window"),
         ("train.precision=bf16", 1, ""),
         ("parallel.zero=4", 1, "one of 0, 1, 2, 3"),
         ("model.vocab_size=100", 1, "set model.vocab_size=257"),
@@ -108,7 +111,9 @@ def test_a_folder_without_checkpoints_has_no_model(words: Words, manifest: Manif
         load_model(RunFolder.of(config).path)
 
 
-@pytest.mark.parametrize(("micro", "ranks", "steps"), [("null", 2, 1), ("2", 2, 2), ("1", 2, 4), ("8", 1, 1)])
+@pytest.mark.parametrize(
+    ("micro", "ranks", "steps"), [("null", 2, 1), ("2", 2, 2), ("1", 2, 4), ("8", 1, 1), ("3", 2, 2), ("null", 3, 1), ("2", 3, 2)]
+)
 def test_the_batch_is_ranks_times_micro_batch_times_accumulation(micro: str, ranks: int, steps: int, words: Words) -> None:
     config = load_config(words(f"train.micro_batch={micro}"))
     assert accumulation_of(config, ranks) == steps
