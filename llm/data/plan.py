@@ -55,7 +55,7 @@ class Plan:
     def pieces(self, i: int) -> tuple[int, Pieces]:
         """The group of sequence i, and its pieces on that group's tape."""
         assert 0 <= i < len(self), f"sequence {i} of {len(self)}"
-        group = int(np.searchsorted(self.sequences, i, side="right")) - 1
+        group = int(self.sequences.searchsorted(i, side="right")) - 1
         here = slice(int(self.first[i]), int(self.first[i + 1]))
         return group, Pieces(self.offset[here].astype(np.int64), self.length[here].astype(np.int64))
 
@@ -143,7 +143,8 @@ def load_plan(path: Path, manifest: str, split: str, sequence_length: int) -> Pl
     dtype, pieces = np.dtype("<u8" if header["wide"] else "<u4"), header["pieces"]
     offsets_at = begin + 8 * (int(sequences[-1]) + 1)
     lengths_at = offsets_at + pieces * dtype.itemsize
-    content = np.memmap(path, mode="r")
+    # as a plain array: every slice of a memmap costs microseconds
+    content = np.memmap(path, mode="r").view(np.ndarray)
     return Plan(
         manifest,
         split,

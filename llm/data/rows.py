@@ -4,8 +4,11 @@
 `contiguous` fixes rows of the batch: row i goes on where row i - L ended, L rows being dealt out to the sources by weight.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
+from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -19,6 +22,9 @@ from llm.data.permutation import epoch_keys, permute, source_key
 from llm.data.plan import Plan, planned
 from llm.data.tape import Span, Tape
 from llm.errors import ConfigError
+
+# positions whose places are found at once, which takes little longer than one, and such blocks in memory
+BLOCK, BLOCKS = 1024, 16
 
 Weights = Mapping[str, float | Fraction]
 
@@ -59,17 +65,19 @@ class BestFit:
     """The sequences of a plan that belong to the shards of a tape."""
 
     def __init__(self, tape: Tape, plan: Plan):
-        groups = {name: group for group, name in enumerate(plan.groups)}
-        self._groups = np.array([groups[reader.shard.path] for reader in tape.readers])
-        self._first = np.cumsum([0, *(plan.sequences[self._groups + 1] - plan.sequences[self._groups])])
+        number = {name: group for group, name in enumerate(plan.groups)}
+        groups = np.array([number[reader.shard.path] for reader in tape.readers])
+        # of each shard: where its sequences begin in the plan, and in this tape
+        self._begin = plan.sequences[groups].tolist()
+        self._first = [0, *np.cumsum(plan.sequences[groups + 1] - plan.sequences[groups]).tolist()]
         self._tape, self._plan = tape, plan
 
     def __len__(self) -> int:
-        return int(self._first[-1])
+        return self._first[-1]
 
     def spans(self, i: int) -> list[Span]:
-        k = int(np.searchsorted(self._first, i, side="right")) - 1
-        _, (offsets, lengths) = self._plan.pieces(int(self._plan.sequences[self._groups[k]] + i - self._first[k]))
+        k = bisect_right(self._first, i) - 1
+        _, (offsets, lengths) = self._plan.pieces(self._begin[k] + i - self._first[k])
         lows = offsets + self._tape.first[k]
         return [Span(low, low + length) for low, length in zip(lows.tolist(), lengths.tolist(), strict=True)]
 
@@ -91,6 +99,7 @@ class PermutedRows:
         self._sizes = {name: len(cut) for name, cut in sequences.items()}
         self.canonical_lanes = LANES if config.lanes is None else config.lanes
         self.order = LaneOrder(self._sizes, weights, seed, self.canonical_lanes)
+        self._block = lru_cache(BLOCKS)(self._places_of_block)
 
     def __len__(self) -> int:
         return sum(self._sizes.values())
@@ -100,15 +109,22 @@ class PermutedRows:
         return self.order.mixture.weights
 
     def places(self, i: np.ndarray) -> Iterator[Place]:
-        found = self.order(i)
-        for source, epoch, sequence in zip(found.source.tolist(), found.epoch.tolist(), found.sequence.tolist(), strict=True):
-            yield self._place(source, epoch, sequence)
+        for k, at in self._blocks(i):
+            source, _, epoch, sequence = self._block(k)
+            yield self._place(source[at], epoch[at], sequence[at])
+
+    def lanes(self, i: np.ndarray) -> np.ndarray:
+        return np.array([self._block(k)[1][at] for k, at in self._blocks(i)], dtype=np.int64)
+
+    def _blocks(self, i: np.ndarray) -> Iterator[tuple[int, int]]:
+        """The block of each position, and its place there."""
+        return zip(*(x.tolist() for x in np.divmod(i, BLOCK)), strict=True)
+
+    def _places_of_block(self, k: int) -> list[list[int]]:
+        return [x.tolist() for x in self.order(np.arange(k * BLOCK, (k + 1) * BLOCK))]
 
     def _place(self, source: int, epoch: int, sequence: int) -> Place:
         return Place(source, epoch, sequence, self._sequences[self._names[source]].spans(sequence))
-
-    def lanes(self, i: np.ndarray) -> np.ndarray:
-        return self.order.lane(i)
 
     def substitute(self, place: Place, attempt: int) -> Place:
         """Another sequence of the same source, by its number, epoch and the attempt alone."""
@@ -137,7 +153,7 @@ class ContiguousRows:
             )
         self.canonical_lanes, self._names = lanes, list(tapes)
         self._dealt = dealt([weights[name] for name in tapes], lanes)
-        self._first = np.cumsum([0, *self._dealt])
+        self._first = list(accumulate(self._dealt, initial=0))
         self._sources = [
             ContiguousLanes(tape.lengths(), share, config.sequence_length, seed, name)
             for (name, tape), share in zip(tapes.items(), self._dealt, strict=True)
@@ -152,8 +168,8 @@ class ContiguousRows:
 
     def places(self, i: np.ndarray) -> Iterator[Place]:
         for step, lane in zip(*(x.tolist() for x in np.divmod(i, self.canonical_lanes)), strict=True):
-            source = int(np.searchsorted(self._first, lane, side="right")) - 1
-            sequence = step * self._dealt[source] + lane - int(self._first[source])
+            source = bisect_right(self._first, lane) - 1
+            sequence = step * self._dealt[source] + lane - self._first[source]
             epoch, (offsets, lengths), continues = self._sources[source].row(sequence)
             spans = [Span(low, low + n) for low, n in zip(offsets.tolist(), lengths.tolist(), strict=True)]
             yield Place(source, epoch, sequence, spans, continues)

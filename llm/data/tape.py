@@ -4,7 +4,9 @@ The token after a document is always the one that opens the next: so the label o
 also where the tape ends. Where the documents lie comes from the index, never from looking for that token.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -40,16 +42,16 @@ class Span(NamedTuple):
 
 
 class Tape:
-    """first: int64 [shards + 1], where each shard begins on the tape, and the tape's end."""
+    """first: [shards + 1], where each shard begins on the tape, and the tape's end."""
 
     def __init__(self, manifest: Manifest, shards: Sequence[Shard], files: OpenFiles):
         self.readers = [ShardReader(manifest, shard, files) for shard in shards]
-        self.first = np.cumsum([0] + [shard.tokens for shard in shards])
+        self.first = list(accumulate((shard.tokens for shard in shards), initial=0))
         self._document_token = manifest.tokenizer.document_token
 
     def __len__(self) -> int:
         """Tokens."""
-        return int(self.first[-1])
+        return self.first[-1]
 
     def lengths(self) -> np.ndarray:
         """int64 [documents]: tokens of each document, in order."""
@@ -70,9 +72,9 @@ class Tape:
         low, high = span
         # what is before the span is not in the row
         rows.starts[n, at] = True
-        k = int(np.searchsorted(self.first, low, side="right")) - 1
+        k = bisect_right(self.first, low) - 1
         while low < high:
-            reader, begin, end = self.readers[k], int(self.first[k]), int(self.first[k + 1])
+            reader, begin, end = self.readers[k], self.first[k], self.first[k + 1]
             a, b = low - begin, min(high, end) - begin
             ids = reader.tokens(a, min(b + 1, end - begin))
             here = slice(at, at + b - a)
@@ -80,8 +82,9 @@ class Tape:
             rows.labels[n, at : at + len(ids) - 1] = ids[1:]
             if len(ids) == b - a:
                 rows.labels[n, here.stop - 1] = self._document_token
-            inside = slice(*np.searchsorted(reader.doc_ends, [a, b]))
-            rows.starts[n, reader.doc_ends[inside] - a + at] = True
+            first, last = reader.doc_ends.searchsorted((a, b))
+            if first < last:
+                rows.starts[n, reader.doc_ends[first:last] - a + at] = True
             if a == 0:
                 rows.starts[n, at] = True
             low, at, k = begin + b, here.stop, k + 1

@@ -63,8 +63,9 @@ def test_totals_are_what_the_documents_add_up_to(dataset: Manifest):
 def test_the_same_documents_give_the_same_bytes(make_dataset, dataset: Manifest, tmp_path: Path):
     again = make_dataset(tmp_path / "again")
     assert again.hash == dataset.hash
-    for path in dataset.root.iterdir():
-        assert path.read_bytes() == (again.root / path.name).read_bytes()
+    # plans may have come to the one that other tests read
+    for path in again.root.iterdir():
+        assert path.read_bytes() == (dataset.root / path.name).read_bytes()
     with tarfile.open(dataset.root / dataset.shards[0].path) as tar:
         assert {(info.mtime, info.uid, info.gid, info.uname, info.mode) for info in tar} == {(0, 0, 0, "", 0o444)}
 
