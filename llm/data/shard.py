@@ -15,13 +15,16 @@ and not a signal (as with mmap), and threads and forked processes may share a de
 import os
 import threading
 from collections import OrderedDict
-from functools import cached_property
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cached_property, partial
 from pathlib import Path
 
 import google_crc32c
 import numpy as np
 
 from llm.data.manifest import REMEDY, Manifest, Shard
+from llm.data.remote import say
 from llm.errors import DataError
 
 BLOCK = 64 * 1024
@@ -41,24 +44,47 @@ class OpenFiles:
         self._open: OrderedDict[Path, int] = OrderedDict()
         self._lock = threading.Lock()
 
-    def read(self, path: Path, size: int, offset: int) -> bytes:
-        """Exactly `size` bytes from `offset`. Raises DataError when they are not there."""
+    def read(self, path: Path, size: int, offset: int, opened: Callable[[], int]) -> bytes:
+        """Exactly `size` bytes from `offset`. opened: gives a descriptor of the file. Raises DataError when they are not there."""
         try:
-            with self._lock:
-                data = os.pread(self._descriptor(path), size, offset)
+            while (data := self._read_open(path, size, offset)) is None:
+                # outside of the lock: a shard that lies elsewhere is downloaded first
+                self._add(path, opened())
         except OSError as error:
             raise DataError(f"shard {path} cannot be read ({error.strerror}); {REMEDY}") from None
         if len(data) != size:
             raise DataError(f"shard {path} ends within byte {offset + len(data)}: it is truncated; {REMEDY}")
         return data
 
-    def _descriptor(self, path: Path) -> int:
-        if path not in self._open:
+    def discard(self, path: Path) -> bool:
+        """Close a damaged file and remove it, unless another has taken its place already. False when it is not open."""
+        with self._lock:
+            descriptor = self._open.pop(path, None)
+            if descriptor is None:
+                return False
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    path.unlink()
+            os.close(descriptor)
+            return True
+
+    def _read_open(self, path: Path, size: int, offset: int) -> bytes | None:
+        """None when the file is not open."""
+        with self._lock:
+            if path not in self._open:
+                return None
+            self._open.move_to_end(path)
+            return os.pread(self._open[path], size, offset)
+
+    def _add(self, path: Path, descriptor: int) -> None:
+        with self._lock:
+            # a cache removed these for others: closed, they free its disk. Another thread may have opened `path` too
+            gone = [old for old, open_ in self._open.items() if old == path or not os.fstat(open_).st_nlink]
+            for old in gone:
+                os.close(self._open.pop(old))
             if len(self._open) >= self._limit:
                 os.close(self._open.popitem(last=False)[1])
-            self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._open.move_to_end(path)
-        return self._open[path]
+            self._open[path] = descriptor
 
     def close(self) -> None:
         with self._lock:
@@ -77,6 +103,8 @@ class ShardReader:
         self.path = manifest.root / shard.path
         self._dtype = token_dtype(manifest.tokenizer.vocabulary)
         self._files = files
+        self._open = partial(manifest.open, shard)
+        self._remote = manifest.remote
         self._checked = np.zeros(-(-shard.members[TOKENS].bytes // BLOCK), dtype=bool)
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
@@ -86,10 +114,11 @@ class ShardReader:
         assert 0 <= low <= high <= member.bytes, f"tokens [{start}, {stop}) of {self.shard.tokens}"
         first, last = low // BLOCK, -(-high // BLOCK)
         if self._checked[first:last].all():
-            return np.frombuffer(self._files.read(self.path, high - low, member.offset + low), self._dtype)
+            return np.frombuffer(self._read(high - low, member.offset + low), self._dtype)
         aligned = first * BLOCK
-        data = self._files.read(self.path, min(last * BLOCK, member.bytes) - aligned, member.offset + aligned)
-        self._check_blocks(data, first)
+        # the index of checks is read before what it is for: each may find the copy damaged, and renew it
+        check = partial(self._check_blocks, first, self._crc)
+        data = self._read(min(last * BLOCK, member.bytes) - aligned, member.offset + aligned, check)
         return np.frombuffer(data[low - aligned : high - aligned], self._dtype)
 
     @cached_property
@@ -113,14 +142,32 @@ class ShardReader:
 
     def _member(self, name: str) -> bytes:
         member = self.shard.members[name]
-        data = self._files.read(self.path, member.bytes, member.offset)
-        if google_crc32c.value(data) != member.crc32c:
-            raise DataError(f"shard {self.path}: member {name} is corrupt (crc32c differs); {REMEDY}")
-        return data
 
-    def _check_blocks(self, data: bytes, first: int) -> None:
+        def check(data: bytes) -> None:
+            if google_crc32c.value(data) != member.crc32c:
+                raise DataError(f"shard {self.path}: member {name} is corrupt (crc32c differs); {REMEDY}")
+
+        return self._read(member.bytes, member.offset, check)
+
+    def _read(self, size: int, offset: int, check: Callable[[bytes], None] = lambda data: None) -> bytes:
+        """Bytes of the file that pass `check`. A copy in the cache that is found damaged is downloaded again, once."""
+
+        def read() -> bytes:
+            data = self._files.read(self.path, size, offset, self._open)
+            check(data)
+            return data
+
+        try:
+            return read()
+        except DataError as error:
+            if self._remote is None or not self._files.discard(self.path):
+                raise
+            say(f"{error}: this copy of {self._remote.url} is deleted and downloaded again")
+        return read()
+
+    def _check_blocks(self, first: int, crc: np.ndarray, data: bytes) -> None:
         for k, low in enumerate(range(0, len(data), BLOCK), start=first):
             if not self._checked[k]:
-                if google_crc32c.value(data[low : low + BLOCK]) != self._crc[k]:
+                if google_crc32c.value(data[low : low + BLOCK]) != crc[k]:
                     raise DataError(f"shard {self.path}: block {k} of the tokens is corrupt (crc32c differs); {REMEDY}")
                 self._checked[k] = True
