@@ -17,6 +17,9 @@ from pathlib import Path
 from llm.data.remote import CacheConfig, download
 from llm.errors import DataError
 
+# folders named by a hash: whatever else lies in the cache's folder is left alone
+OURS = "[0-9a-f]" * 32
+
 
 @dataclass(frozen=True)
 class RemoteFolder:
@@ -78,7 +81,7 @@ class RemoteFolder:
     def _make_room(self, needed: int, keep: Path) -> None:
         """Remove abandoned parts, and old shards until the rest and `needed` are within the bound; not `keep`, shard or part."""
         total, shards = needed, []
-        for path in self.config.root.rglob("*.tar*"):
+        for path in self.config.root.glob(f"{OURS}/**/*.tar*"):
             with suppress(FileNotFoundError):
                 state = path.stat()
                 if path.suffix == ".tar":
@@ -124,6 +127,9 @@ def _abandoned(part: Path) -> bool:
     descriptor = os.open(part, os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # by now this name may be another's
+        if not _is(descriptor, part):
+            return False
         part.unlink()
         return True
     except BlockingIOError:
@@ -134,7 +140,7 @@ def _abandoned(part: Path) -> bool:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor

@@ -132,7 +132,7 @@ def _retried(attempt: Callable[[], Result], url: str, config: CacheConfig) -> Re
         if k >= (min(config.retries, TRIES_IF_WRONG - 1) if isinstance(failure, Wrong) else config.retries):
             break
         wait = min(config.backoff * 2**k, LONGEST_WAIT) * random.uniform(0.5, 1)
-        say(f"{url}: {_reason(failure, config)}; next of {config.retries} retries in {wait:.1f} s")
+        _say(f"{url}: {_reason(failure, config)}; next of {config.retries} retries in {wait:.1f} s")
         time.sleep(wait)
     told = f"{k + 1} tries, the last: {_reason(failure, config)}"
     if isinstance(failure, Wrong):
@@ -177,7 +177,7 @@ def _reason(error: Exception, config: CacheConfig) -> str:
 _said = [-QUIET]
 
 
-def say(line: str) -> None:
+def _say(line: str) -> None:
     """One line on stderr, unless there was one just now."""
     if time.monotonic() - _said[0] >= QUIET:
         _said[0] = time.monotonic()

@@ -13,7 +13,9 @@ and not a signal (as with mmap), and threads and forked processes may share a de
 """
 
 import os
+import sys
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,10 +26,10 @@ import google_crc32c
 import numpy as np
 
 from llm.data.manifest import REMEDY, Manifest, Shard
-from llm.data.remote import say
 from llm.errors import DataError
 
 BLOCK = 64 * 1024
+SWEEP = 1.0
 TOKENS, DOC_ENDS, TEXT_ENDS, CRC, META = "tokens.bin", "doc_ends.idx", "text_ends.idx", "crc.bin", "json"
 
 
@@ -43,11 +45,18 @@ class OpenFiles:
         self._limit = limit
         self._open: OrderedDict[Path, int] = OrderedDict()
         self._lock = threading.Lock()
+        self._next_sweep = 0.0
 
     def read(self, path: Path, size: int, offset: int, opened: Callable[[], int]) -> bytes:
         """Exactly `size` bytes from `offset`. opened: gives a descriptor of the file. Raises DataError when they are not there."""
         try:
-            while (data := self._read_open(path, size, offset)) is None:
+            while True:
+                with self._lock:
+                    descriptor = self._open.get(path)
+                    if descriptor is not None:
+                        self._open.move_to_end(path)
+                        data = os.pread(descriptor, size, offset)
+                        break
                 # outside of the lock: a shard that lies elsewhere is downloaded first
                 self._add(path, opened())
         except OSError as error:
@@ -62,26 +71,27 @@ class OpenFiles:
             descriptor = self._open.pop(path, None)
             if descriptor is None:
                 return False
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 if os.path.samestat(os.fstat(descriptor), path.stat()):
                     path.unlink()
             os.close(descriptor)
             return True
 
-    def _read_open(self, path: Path, size: int, offset: int) -> bytes | None:
-        """None when the file is not open."""
+    def close_removed(self) -> None:
+        """Close what a cache has removed for others, which frees its disk; at most every SWEEP seconds."""
         with self._lock:
-            if path not in self._open:
-                return None
-            self._open.move_to_end(path)
-            return os.pread(self._open[path], size, offset)
+            if time.monotonic() < self._next_sweep:
+                return
+            self._next_sweep = time.monotonic() + SWEEP
+            for path in [path for path, descriptor in self._open.items() if not os.fstat(descriptor).st_nlink]:
+                os.close(self._open.pop(path))
 
     def _add(self, path: Path, descriptor: int) -> None:
         with self._lock:
-            # a cache removed these for others: closed, they free its disk. Another thread may have opened `path` too
-            gone = [old for old, open_ in self._open.items() if old == path or not os.fstat(open_).st_nlink]
-            for old in gone:
-                os.close(self._open.pop(old))
+            if path in self._open:
+                # by another thread, meanwhile
+                os.close(descriptor)
+                return
             if len(self._open) >= self._limit:
                 os.close(self._open.popitem(last=False)[1])
             self._open[path] = descriptor
@@ -103,8 +113,7 @@ class ShardReader:
         self.path = manifest.root / shard.path
         self._dtype = token_dtype(manifest.tokenizer.vocabulary)
         self._files = files
-        self._open = partial(manifest.open, shard)
-        self._remote = manifest.remote
+        self._manifest = manifest
         self._checked = np.zeros(-(-shard.members[TOKENS].bytes // BLOCK), dtype=bool)
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
@@ -149,21 +158,27 @@ class ShardReader:
 
         return self._read(member.bytes, member.offset, check)
 
-    def _read(self, size: int, offset: int, check: Callable[[bytes], None] = lambda data: None) -> bytes:
+    def _read(self, size: int, offset: int, check: Callable[[bytes], None] | None = None) -> bytes:
         """Bytes of the file that pass `check`. A copy in the cache that is found damaged is downloaded again, once."""
-
-        def read() -> bytes:
-            data = self._files.read(self.path, size, offset, self._open)
-            check(data)
-            return data
-
         try:
-            return read()
+            return self._read_once(size, offset, check)
         except DataError as error:
-            if self._remote is None or not self._files.discard(self.path):
+            if self._manifest.remote is None or not self._files.discard(self.path):
                 raise
-            say(f"{error}: this copy of {self._remote.url} is deleted and downloaded again")
-        return read()
+            url = self._manifest.remote.url
+            print(f"{error}: this copy of {url} is deleted and downloaded again", file=sys.stderr, flush=True)
+        return self._read_once(size, offset, check)
+
+    def _open(self) -> int:
+        if self._manifest.remote is not None:
+            self._files.close_removed()
+        return self._manifest.open(self.shard)
+
+    def _read_once(self, size: int, offset: int, check: Callable[[bytes], None] | None) -> bytes:
+        data = self._files.read(self.path, size, offset, self._open)
+        if check is not None:
+            check(data)
+        return data
 
     def _check_blocks(self, first: int, crc: np.ndarray, data: bytes) -> None:
         for k, low in enumerate(range(0, len(data), BLOCK), start=first):

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm.data import DataConfig, Manifest, TokenStream, remote
+from llm.data import DataConfig, Manifest, TokenStream, cache
 from llm.data.remote import CacheConfig
 from llm.data.shard import TOKENS, OpenFiles, ShardReader
 from llm.errors import DataError
@@ -35,7 +35,7 @@ def server(dataset: Manifest) -> Iterator[FolderServer]:
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> CacheConfig:
+def config(tmp_path: Path) -> CacheConfig:
     return CacheConfig(str(tmp_path / "cache"), retries=3, timeout=10, backoff=0.001)
 
 
@@ -70,10 +70,10 @@ def test_the_bound_holds_while_every_read_succeeds(dataset, in_memory, tmp_path_
         assert cached_bytes(config) <= bound
 
 
-def test_threads_in_random_order_stay_right_and_within_the_bound(dataset: Manifest, in_memory: str, cache: CacheConfig):
+def test_threads_in_random_order_stay_right_and_within_the_bound(dataset: Manifest, in_memory: str, config: CacheConfig):
     largest, right = max(shard.bytes for shard in dataset.shards), expected(dataset)
-    config = replace(cache, bytes=2 * largest)
-    found, files = Manifest.load(in_memory, config), OpenFiles(limit=3)
+    bounded = replace(config, bytes=2 * largest)
+    found, files = Manifest.load(in_memory, bounded), OpenFiles(limit=3)
     readers = [ShardReader(found, shard, files) for shard in found.shards]
 
     def read(seed: int) -> None:
@@ -84,21 +84,35 @@ def test_threads_in_random_order_stay_right_and_within_the_bound(dataset: Manife
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(read, range(4)))
-    assert largest <= cached_bytes(config) <= config.bytes
+    assert largest <= cached_bytes(bounded) <= bounded.bytes
     files.close()
 
 
-def test_the_least_recently_opened_gives_way(dataset: Manifest, in_memory: str, cache: CacheConfig):
+def test_the_least_recently_opened_gives_way(dataset: Manifest, in_memory: str, config: CacheConfig):
     a, b, c = sorted(dataset.shards, key=lambda shard: shard.bytes)[-3:]
-    found = Manifest.load(in_memory, replace(cache, bytes=a.bytes + b.bytes + c.bytes - 1))
+    found = Manifest.load(in_memory, replace(config, bytes=a.bytes + b.bytes + c.bytes - 1))
     for shard in (a, b, a, c):
         found.locate(shard)
         time.sleep(0.01)
     assert {path.name for path in found.root.glob("*.tar")} == {a.path, c.path}
 
 
-def test_an_open_shard_that_gave_way_is_read_on_and_then_freed(dataset: Manifest, in_memory: str, cache: CacheConfig):
-    a, b = (found := Manifest.load(in_memory, cache)).shards[:2]
+def test_other_files_in_the_folder_are_left_alone(dataset: Manifest, in_memory: str, config: CacheConfig):
+    config.root.mkdir()
+    mine = [config.root / "thesis.tar", config.root / "backup" / ".photos.tar.part"]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(9999))
+    found = Manifest.load(in_memory, replace(config, bytes=max(shard.bytes for shard in dataset.shards)))
+    for shard in found.shards:
+        found.locate(shard)
+    assert all(path.is_file() for path in mine)
+    assert len(list(found.root.glob("*.tar"))) == 1
+
+
+def test_an_open_shard_that_gave_way_is_read_on_and_then_freed(dataset: Manifest, in_memory: str, config: CacheConfig, monkeypatch):
+    monkeypatch.setattr("llm.data.shard.SWEEP", 0)
+    a, b = (found := Manifest.load(in_memory, config)).shards[:2]
     files = OpenFiles()
     one, two = ShardReader(found, a, files), ShardReader(found, b, files)
     one.tokens(0, a.tokens)
@@ -110,11 +124,8 @@ def test_an_open_shard_that_gave_way_is_read_on_and_then_freed(dataset: Manifest
 
 
 @pytest.mark.parametrize("member", ["tokens.bin", "doc_ends.idx", "crc.bin", "all", "end"])
-def test_a_damaged_copy_is_downloaded_again(
-    dataset: Manifest, server: FolderServer, cache: CacheConfig, member: str, capsys, monkeypatch
-):
-    monkeypatch.setattr(remote, "_said", [-remote.QUIET])
-    found = Manifest.load(server.url, cache)
+def test_a_damaged_copy_is_downloaded_again(dataset: Manifest, server: FolderServer, config: CacheConfig, member: str, capsys):
+    found = Manifest.load(server.url, config)
     shard = found.shards[0]
     path, content = found.locate(shard), (dataset.root / shard.path).read_bytes()
     if member in shard.members:
@@ -130,16 +141,16 @@ def test_a_damaged_copy_is_downloaded_again(
     assert f"this copy of {server.url} is deleted and downloaded again" in capsys.readouterr().err
 
 
-def test_a_copy_that_is_damaged_twice_is_an_error(server: FolderServer, cache: CacheConfig, monkeypatch):
-    found = Manifest.load(server.url, cache)
+def test_a_copy_that_is_damaged_twice_is_an_error(server: FolderServer, config: CacheConfig, monkeypatch):
+    found = Manifest.load(server.url, config)
     monkeypatch.setattr("google_crc32c.value", lambda data: 0)
     with pytest.raises(DataError, match=r"shard-00000\.tar: member crc\.bin is corrupt"):
         ShardReader(found, found.shards[0], OpenFiles()).tokens(0, 1)
     assert server.faults.tries("shard-00000.tar") == 2
 
 
-def test_a_full_disk_is_an_error_at_once(server: FolderServer, cache: CacheConfig, monkeypatch):
-    found = Manifest.load(server.url, cache)
+def test_a_full_disk_is_an_error_at_once(server: FolderServer, config: CacheConfig, monkeypatch):
+    found = Manifest.load(server.url, config)
 
     def full(*args) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -150,13 +161,13 @@ def test_a_full_disk_is_an_error_at_once(server: FolderServer, cache: CacheConfi
     ):
         found.locate(found.shards[0])
     assert server.faults.tries("shard-00000.tar") == 1
-    assert cached_bytes(cache) == 0
+    assert cached_bytes(config) == 0
 
 
-def test_a_cache_deleted_while_in_use_is_filled_again(dataset: Manifest, server: FolderServer, cache: CacheConfig):
-    found = Manifest.load(server.url, cache)
+def test_a_cache_deleted_while_in_use_is_filled_again(dataset: Manifest, server: FolderServer, config: CacheConfig):
+    found = Manifest.load(server.url, config)
     found.locate(found.shards[0])
-    cache.root.rename(cache.root.with_name("gone"))
+    config.root.rename(config.root.with_name("gone"))
     assert found.locate(found.shards[0]).read_bytes() == (dataset.root / found.shards[0].path).read_bytes()
 
 
@@ -169,15 +180,15 @@ def _read_all(plans: list[tuple[str, CacheConfig]], seed: int, out: multiprocess
 
 
 @pytest.mark.multirank
-def test_processes_share_one_download(dataset: Manifest, server: FolderServer, cache: CacheConfig):
+def test_processes_share_one_download(dataset: Manifest, server: FolderServer, config: CacheConfig):
     """Without a bound each shard is asked for once; with room for two of them everything is right all the same."""
     # so long that they do meet
     server.pause = 0.02
-    bounded = replace(cache, folder=f"{cache.folder}-bounded", bytes=2 * max(shard.bytes for shard in dataset.shards))
+    bounded = replace(config, folder=f"{config.folder}-bounded", bytes=2 * max(shard.bytes for shard in dataset.shards))
     spawn = multiprocessing.get_context("spawn")
     out = spawn.SimpleQueue()
     with serving(dataset.root) as other:
-        plans = [(server.url, cache), (other.url, bounded)]
+        plans = [(server.url, config), (other.url, bounded)]
         ranks = [spawn.Process(target=_read_all, args=(plans, k, out)) for k in range(3)]
         for rank in ranks:
             rank.start()
@@ -188,7 +199,7 @@ def test_processes_share_one_download(dataset: Manifest, server: FolderServer, c
     right = TokenStream(dataset, "train", DataConfig("", 16), seed=0).rows(np.arange(100))[0].tolist()
     assert [out.get() for _ in range(6)] == [right] * 6
     assert cached_bytes(bounded) <= bounded.bytes
-    for path in [*cache.root.rglob("*.tar*"), *bounded.root.rglob("*.tar*")]:
+    for path in [*config.root.rglob("*.tar*"), *bounded.root.rglob("*.tar*")]:
         assert path.read_bytes() == (dataset.root / path.name).read_bytes()
 
 
@@ -205,16 +216,16 @@ found.locate(found.shards[0])
 @pytest.mark.multirank
 @pytest.mark.parametrize("next_shard", [0, 1])
 def test_a_download_killed_midway_is_taken_for_nothing(
-    dataset: Manifest, server: FolderServer, cache: CacheConfig, next_shard: int
+    dataset: Manifest, server: FolderServer, config: CacheConfig, next_shard: int
 ):
     server.faults.planned["shard-00000.tar"] = ["", "stall"]
-    child = subprocess.Popen([sys.executable, "-c", DOWNLOAD, server.url, cache.folder], cwd=ROOT, env=environment())
+    child = subprocess.Popen([sys.executable, "-c", DOWNLOAD, server.url, config.folder], cwd=ROOT, env=environment())
     until = time.monotonic() + 30
     while server.faults.tries("shard-00000.tar") < 2 and time.monotonic() < until:
         time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
     child.wait(30)
-    found = Manifest.load(server.url, cache)
+    found = Manifest.load(server.url, config)
     (part,) = found.root.glob(".*.part")
     assert part.stat().st_size == found.shards[0].bytes
     assert not list(found.root.glob("*.tar"))
@@ -224,8 +235,8 @@ def test_a_download_killed_midway_is_taken_for_nothing(
     assert not part.exists()
 
 
-def test_who_waits_for_a_download_that_fails_tries_itself(server: FolderServer, cache: CacheConfig):
-    found = Manifest.load(server.url, replace(cache, retries=0))
+def test_who_waits_for_a_download_that_fails_tries_itself(server: FolderServer, config: CacheConfig):
+    found = Manifest.load(server.url, replace(config, retries=0))
     server.faults.planned["shard-00000.tar"] = ["stall"]
     results: list = []
 
@@ -266,7 +277,31 @@ sys.exit(os.waitpid(child, 0)[1])
 
 
 @pytest.mark.multirank
-def test_forked_readers_download_too(dataset: Manifest, server: FolderServer, cache: CacheConfig):
-    done = subprocess.run([sys.executable, "-c", FORK, server.url, cache.folder], cwd=ROOT, env=environment(), timeout=60)
+def test_forked_readers_download_too(dataset: Manifest, server: FolderServer, config: CacheConfig):
+    done = subprocess.run([sys.executable, "-c", FORK, server.url, config.folder], cwd=ROOT, env=environment(), timeout=60)
     assert done.returncode == 0
-    assert sorted(path.name for path in cache.root.rglob("*.tar")) == [shard.path for shard in dataset.shards[:5]]
+    assert sorted(path.name for path in config.root.rglob("*.tar")) == [shard.path for shard in dataset.shards[:5]]
+
+
+def test_downloads_side_by_side_leave_the_bound_kept(server: FolderServer, config: CacheConfig):
+    largest = max(shard.bytes for shard in Manifest.load(server.url, config).shards)
+    found = Manifest.load(server.url, replace(config, bytes=largest))
+    server.faults.planned["shard-00000.tar"] = ["stall"]
+    slow = threading.Thread(target=found.locate, args=(found.shards[0],))
+    slow.start()
+    while not server.faults.tries("shard-00000.tar"):
+        time.sleep(0.01)
+    found.locate(found.shards[1])
+    server.faults.released.set()
+    slow.join(30)
+    assert [path.name for path in found.root.glob("*.tar")] == ["shard-00000.tar"]
+
+
+def test_a_shard_that_comes_between_the_look_and_the_claim_is_taken(server: FolderServer, config: CacheConfig, monkeypatch):
+    found = Manifest.load(server.url, config)
+    found.locate(found.shards[0])
+    misses, opened = [True], cache._opened
+    monkeypatch.setattr(cache, "_opened", lambda path: None if misses and misses.pop() else opened(path))
+    found.locate(found.shards[0])
+    assert server.faults.tries("shard-00000.tar") == 1
+    assert not list(found.root.glob(".*"))
