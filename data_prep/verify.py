@@ -24,7 +24,7 @@ def verify(manifest: Manifest, shards: Iterable[Shard] | None = None) -> None:
     """
     files = OpenFiles()
     for shard in manifest.shards if shards is None else shards:
-        path = manifest.root / shard.path
+        path = manifest.locate(shard)
         content = path.read_bytes()
         reader = ShardReader(manifest, shard, files)
         # blocks and members first: they say where the damage is

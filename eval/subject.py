@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from llm.data import DataConfig, Manifest
+from llm.data.remote import is_remote
 from llm.errors import DataError
 from llm.model import Decoder
 from llm.train.load import load_model
@@ -41,7 +42,8 @@ class Subject:
 def load_subject(run_or_checkpoint: str | Path, device: str = "cpu") -> Subject:
     """The model of a run folder or checkpoint with its dataset. Raises CheckpointError, DataError."""
     model, config, info = load_model(run_or_checkpoint, device)
-    manifest = Manifest.load(_found(config.data.manifest, info.path))
+    data = replace(config.data, manifest=str(_found(config.data.manifest, info.path)))
+    manifest = data.load_manifest()
     tokenizer = hashlib.sha256(info.tokenizer.read_bytes()).hexdigest()
     if tokenizer != manifest.tokenizer.sha256:
         raise DataError(
@@ -59,9 +61,11 @@ def load_subject(run_or_checkpoint: str | Path, device: str = "cpu") -> Subject:
         "device": str(device),
         "dtype": str(model.embedding.dtype).removeprefix("torch."),
     }
-    return Subject(model, manifest, config.data, config.seed, batch, info.step * batch, folder / "report", origin)
+    return Subject(model, manifest, data, config.seed, batch, info.step * batch, folder / "report", origin)
 
 
-def _found(dataset: str, checkpoint: Path) -> Path:
-    """The dataset's path as the config gives it: from the working directory, else from a folder that the run lies in."""
+def _found(dataset: str, checkpoint: Path) -> str | Path:
+    """The dataset as the config gives it: an address, or a path from the working directory, else from a folder of the run's."""
+    if is_remote(dataset):
+        return dataset
     return next((base / dataset for base in (Path(), *checkpoint.parents) if (base / dataset).exists()), Path(dataset))

@@ -3,6 +3,7 @@
 from llm.data.batch import Batch, Batches, HeldOutBatches
 from llm.data.config import DataConfig
 from llm.data.manifest import Manifest
+from llm.data.remote import CacheConfig
 from llm.data.stream import Document, TokenStream, documents
 from llm.data.tape import NOT_SCORED
 from llm.data.tokenizer import DOCUMENT_TOKEN, load_tokenizer
@@ -12,6 +13,7 @@ __all__ = [
     "NOT_SCORED",
     "Batch",
     "Batches",
+    "CacheConfig",
     "DataConfig",
     "Document",
     "HeldOutBatches",

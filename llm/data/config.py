@@ -1,10 +1,12 @@
 """What a run reads: settings of the token stream."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from omegaconf import MISSING
 
+from llm.data.manifest import Manifest
+from llm.data.remote import CacheConfig
 from llm.errors import ConfigError
 
 LANES = 64
@@ -21,6 +23,7 @@ class DataConfig:
     null: 64. For `contiguous`: rows of the batch, fixed for the run; null: `train.batch`.
     workers: threads that read ahead; 0 reads in the loop. prefetch: steps read ahead.
     on_corrupt: what is done where a shard is damaged, `stop`, or `substitute` another sequence, counted in the metrics.
+    cache: of a dataset elsewhere, whose `manifest` is an address such as s3://bucket/folder.
     """
 
     manifest: str = MISSING
@@ -31,6 +34,11 @@ class DataConfig:
     workers: int = 1
     prefetch: int = 2
     on_corrupt: Literal["stop", "substitute"] = "stop"
+    cache: CacheConfig = field(default_factory=CacheConfig)
+
+    def load_manifest(self) -> Manifest:
+        """Raises DataError, ConfigError."""
+        return Manifest.load(self.manifest, self.cache, check_shards=self.on_corrupt == "stop")
 
     def check(self, where: str = "data") -> None:
         """Raises ConfigError."""

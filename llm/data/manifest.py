@@ -7,12 +7,15 @@ The file must be byte for byte what `Manifest.write` wrote, so that no edit and 
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
-from pathlib import Path
+import sys
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from llm.errors import DataError
+from llm.data.cache import RemoteFolder
+from llm.data.remote import CacheConfig, Unreachable, Wrong, is_remote, read_whole
+from llm.errors import ConfigError, DataError
 
 VERSION = 1
 NAME = "manifest.json"
@@ -74,7 +77,10 @@ class Totals:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A dataset. recipe: hash of the recipe that prepared it. root: its folder, not part of the file."""
+    """A dataset. recipe: hash of the recipe that prepared it.
+
+    Not part of the file: root, its folder, and for a dataset elsewhere remote; root is then the folder of its local copies.
+    """
 
     dtype: str
     tokenizer: TokenizerInfo
@@ -82,21 +88,30 @@ class Manifest:
     shards: tuple[Shard, ...]
     recipe: str = ""
     root: Path = field(default=Path("."), compare=False)
+    remote: RemoteFolder | None = field(default=None, compare=False)
 
     @classmethod
-    def load(cls, path: str | Path) -> "Manifest":
+    def load(cls, path: str | Path, cache: CacheConfig | None = None, check_shards: bool = True) -> "Manifest":
         """Read and check a manifest: version, hash, tokenizer, and that every shard is there in full size.
 
+        Of a dataset elsewhere, manifest and tokenizer are copied into the cache; shards follow when they are first opened.
+
         Args:
-            path: manifest.json or the folder that holds it.
+            path: manifest.json or the folder that holds it; also as an address, like `s3://bucket/folder`.
+            cache: how a dataset elsewhere is read and kept.
+            check_shards: False leaves it to reading to find shards that are missing or cut short.
 
         Raises:
-            DataError: naming what is missing or damaged.
+            DataError: naming what is missing or damaged. ConfigError: a cache that is smaller than a shard.
         """
+        if is_remote(path):
+            return _load_remote(str(path), cache or CacheConfig())
         path = Path(path) / NAME if Path(path).is_dir() else Path(path)
-        manifest = _from_content(_read(path), path)
+        if not path.is_file():
+            raise DataError(f"manifest {path} does not exist; prepare the dataset with `braid-data prepare RECIPE.yaml`")
+        manifest = _from_content(_parse(path.read_bytes(), path), path, path.parent)
         manifest._check_tokenizer()
-        for shard in manifest.shards:
+        for shard in manifest.shards if check_shards else ():
             manifest._check_shard(shard)
         return manifest
 
@@ -108,6 +123,18 @@ class Manifest:
     @property
     def tokenizer_path(self) -> Path:
         return self.root / TOKENIZER
+
+    def open(self, shard: Shard) -> int:
+        """A descriptor of a shard's file; what lies elsewhere is downloaded first, unless cached. Raises OSError, DataError."""
+        if self.remote is None:
+            return os.open(self.root / shard.path, os.O_RDONLY | os.O_CLOEXEC)
+        return self.remote.open(self.root, shard.path, shard.bytes, shard.sha256)
+
+    def locate(self, shard: Shard) -> Path:
+        """The path of a shard's file, downloaded if need be. `open` it instead where others may need the cache's room."""
+        if self.remote is not None:
+            os.close(self.open(shard))
+        return self.root / shard.path
 
     def split(self, name: str) -> list[Shard]:
         """The shards of a split, in manifest order. Raises DataError when it holds none."""
@@ -131,7 +158,7 @@ class Manifest:
 
     def _content(self) -> dict[str, Any]:
         content = asdict(self)
-        del content["root"]
+        del content["root"], content["remote"]
         # through JSON, so that tuples compare and hash as the lists they are read back as
         return json.loads(json.dumps({"version": VERSION, **content}))
 
@@ -179,11 +206,8 @@ def _render(content: dict[str, Any]) -> bytes:
     return json.dumps(content, indent=1, sort_keys=True).encode() + b"\n"
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The JSON of a manifest whose version and hash are right."""
-    if not path.is_file():
-        raise DataError(f"manifest {path} does not exist; prepare the dataset with `braid-data prepare RECIPE.yaml`")
-    raw = path.read_bytes()
+def _parse(raw: bytes, path: Path | str) -> dict[str, Any]:
+    """The content of a manifest whose version and hash are right."""
     try:
         content = json.loads(raw)
         version, saved = content["version"], content.pop("hash")
@@ -198,7 +222,7 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _from_content(content: dict[str, Any], path: Path) -> Manifest:
+def _from_content(content: dict[str, Any], path: Path | str, root: Path) -> Manifest:
     try:
         return Manifest(
             dtype=content["dtype"],
@@ -206,10 +230,77 @@ def _from_content(content: dict[str, Any], path: Path) -> Manifest:
             sources={name: Source(**source) for name, source in content["sources"].items()},
             shards=tuple(_shard(shard) for shard in content["shards"]),
             recipe=content["recipe"],
-            root=path.parent,
+            root=root,
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"manifest {path} lacks or misnames a field ({error}); prepare the dataset again") from None
+
+
+def _load_remote(address: str, config: CacheConfig) -> Manifest:
+    """The manifest at an address, with copies of it and its tokenizer in the cache."""
+    remote = RemoteFolder(address.removesuffix(NAME).rstrip("/"), config)
+    raw = _fetch(remote)
+    content = _parse(raw, f"{remote.url}/{NAME}")
+    # named by content: what was kept of another dataset that had this address is not taken for this one
+    root = config.root / _hash(content)[:32]
+    manifest = replace(_from_content(content, f"{remote.url}/{NAME}", root), remote=remote)
+    _check_remote(manifest.shards, remote)
+    try:
+        manifest._check_tokenizer()
+    except DataError:
+        check = partial(_check_sha256, sha256=manifest.tokenizer.sha256)
+        _keep(remote, manifest.tokenizer_path, read_whole(f"{remote.url}/{TOKENIZER}", config, check))
+    _keep(remote, root / NAME, raw)
+    return manifest
+
+
+def _fetch(remote: RemoteFolder) -> bytes:
+    """manifest.json as it is now, so that a changed dataset is seen; as it was last, when its server cannot be reached."""
+    url = f"{remote.url}/{NAME}"
+    last = remote.config.root / "last" / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.json"
+
+    def check(raw: bytes) -> None:
+        try:
+            _parse(raw, url)
+        except DataError as error:
+            raise Wrong(str(error)) from None
+
+    try:
+        raw = read_whole(url, remote.config, check)
+    except Unreachable as error:
+        if not last.is_file():
+            raise
+        print(f"{error}; going on with the copy of the last time, {last}", file=sys.stderr, flush=True)
+        return last.read_bytes()
+    _keep(remote, last, raw)
+    return raw
+
+
+def _check_remote(shards: tuple[Shard, ...], remote: RemoteFolder) -> None:
+    for shard in shards:
+        path = PurePosixPath(shard.path)
+        # nothing is written outside of the cache, whatever a manifest says
+        if path.is_absolute() or ".." in path.parts or path.suffix != ".tar":
+            raise DataError(f"manifest {remote.url}/{NAME}: shard {shard.path} is no .tar below it; prepare the dataset again")
+    bound, largest = remote.config.bytes, max((shard.bytes for shard in shards), default=0)
+    if bound < largest:
+        raise ConfigError(f"data.cache.bytes ({bound:,}) must hold the largest shard of {remote.url}; use {largest:,} or more")
+
+
+def _keep(remote: RemoteFolder, path: Path, content: bytes) -> None:
+    """Write a copy, unless it is there."""
+    try:
+        if not path.is_file() or path.read_bytes() != content:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, content)
+    except OSError as error:
+        raise remote.unusable(path.name, len(content), error) from None
+
+
+def _check_sha256(content: bytes, sha256: str) -> None:
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise Wrong(f"sha256 {found[:12]}, the manifest says {sha256[:12]}")
 
 
 def _shard(values: dict[str, Any]) -> Shard:

@@ -18,6 +18,7 @@ That is 8 bytes a document and 8 a sequence. Every byte is checked when the file
 
 import fcntl
 import json
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +113,7 @@ def planned(manifest: Manifest, split: str, sequence_length: int) -> Plan:
         try:
             with path.with_name(f".{path.name}.lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                if not path.is_file():
+                if not path.is_file() and not _fetched(manifest, path):
                     _lengths_packed(manifest, split, sequence_length).write(path)
         except OSError as error:
             raise DataError(
@@ -120,6 +121,21 @@ def planned(manifest: Manifest, split: str, sequence_length: int) -> Plan:
                 "or use data.packing=concat"
             ) from None
     return load_plan(path, manifest.hash, split, sequence_length)
+
+
+def _fetched(manifest: Manifest, path: Path) -> bool:
+    """Copy the plan that lies beside the manifest of a dataset elsewhere, if one does. Raises DataError."""
+    if manifest.remote is None:
+        return False
+    content = manifest.remote.read_beside(path.name)
+    if content is None:
+        print(
+            f"{manifest.remote.url} has no {path.name}: every shard is read to make it; upload it to spare others that",
+            file=sys.stderr,
+        )
+        return False
+    write_whole(path, content)
+    return True
 
 
 def _lengths_packed(manifest: Manifest, split: str, sequence_length: int) -> Plan:

@@ -9,14 +9,18 @@
 | `K.json` | format version, dtype, tokenizer's sha256, counts |
 
 K is the file's name without `.tar`. Tokens are read in place by pread: a tar need not be unpacked, a truncated file is an error
-and not a signal (as with mmap), and threads and forked processes may share a descriptor. Indices are checked by pread as well, and
-then mapped: so a dataset of any number of documents takes page cache, which the ranks of a node share, and no memory of its own.
+and not a signal (as with mmap), and threads and forked processes may share a descriptor. The index of a touched shard stays in
+memory, 8 bytes a document; canonical lanes (lanes.py) keep what a rank touches to its share.
 """
 
 import os
+import sys
 import threading
+import time
 from collections import OrderedDict
-from functools import cached_property
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cached_property, partial
 from pathlib import Path
 
 import google_crc32c
@@ -26,8 +30,8 @@ from llm.data.manifest import REMEDY, Manifest, Shard
 from llm.errors import DataError
 
 BLOCK = 64 * 1024
-# of an index, read at once to be checked
-CHUNK = 1 << 20
+# seconds between two looks for files that a cache has removed
+SWEEP = 1.0
 TOKENS, DOC_ENDS, TEXT_ENDS, CRC, META = "tokens.bin", "doc_ends.idx", "text_ends.idx", "crc.bin", "json"
 
 
@@ -43,32 +47,56 @@ class OpenFiles:
         self._limit = limit
         self._open: OrderedDict[Path, int] = OrderedDict()
         self._lock = threading.Lock()
+        self._next_sweep = 0.0
 
-    def read(self, path: Path, size: int, offset: int) -> bytes:
-        """Exactly `size` bytes from `offset`. Raises DataError when they are not there."""
+    def read(self, path: Path, size: int, offset: int, opened: Callable[[], int]) -> bytes:
+        """Exactly `size` bytes from `offset`. opened: gives a descriptor of the file. Raises DataError when they are not there."""
         try:
-            with self._lock:
-                data = os.pread(self._descriptor(path), size, offset)
+            while True:
+                with self._lock:
+                    descriptor = self._open.get(path)
+                    if descriptor is not None:
+                        self._open.move_to_end(path)
+                        data = os.pread(descriptor, size, offset)
+                        break
+                # outside of the lock: a shard that lies elsewhere is downloaded first
+                self._add(path, opened())
         except OSError as error:
             raise DataError(f"shard {path} cannot be read ({error.strerror}); {REMEDY}") from None
         if len(data) != size:
             raise DataError(f"shard {path} ends within byte {offset + len(data)}: it is truncated; {REMEDY}")
         return data
 
-    def map(self, path: Path, size: int, offset: int) -> np.ndarray:
-        """uint8 [size] of the file, from `offset`; its pages are the system's."""
-        try:
-            return np.memmap(path, mode="r", offset=offset, shape=(size,)).view(np.ndarray)
-        except (OSError, ValueError) as error:
-            raise DataError(f"shard {path} cannot be mapped ({error}); {REMEDY}") from None
+    def discard(self, path: Path) -> bool:
+        """Close a damaged file and remove it, unless another has taken its place already. False when it is not open."""
+        with self._lock:
+            descriptor = self._open.pop(path, None)
+            if descriptor is None:
+                return False
+            with suppress(OSError):
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    path.unlink()
+            os.close(descriptor)
+            return True
 
-    def _descriptor(self, path: Path) -> int:
-        if path not in self._open:
+    def close_removed(self) -> None:
+        """Close what a cache has removed for others, which frees its disk; at most every SWEEP seconds."""
+        with self._lock:
+            if time.monotonic() < self._next_sweep:
+                return
+            self._next_sweep = time.monotonic() + SWEEP
+            for path in [path for path, descriptor in self._open.items() if not os.fstat(descriptor).st_nlink]:
+                os.close(self._open.pop(path))
+
+    def _add(self, path: Path, descriptor: int) -> None:
+        with self._lock:
+            if path in self._open:
+                # by another thread, meanwhile
+                os.close(descriptor)
+                return
             if len(self._open) >= self._limit:
                 os.close(self._open.popitem(last=False)[1])
-            self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._open.move_to_end(path)
-        return self._open[path]
+            self._open[path] = descriptor
 
     def close(self) -> None:
         with self._lock:
@@ -87,6 +115,7 @@ class ShardReader:
         self.path = manifest.root / shard.path
         self._dtype = token_dtype(manifest.tokenizer.vocabulary)
         self._files = files
+        self._manifest = manifest
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """Ids [start, stop) of the blob, in the stored dtype. Raises DataError naming shard, block and documents."""
@@ -95,10 +124,11 @@ class ShardReader:
         assert 0 <= low <= high <= member.bytes, f"tokens [{start}, {stop}) of {self.shard.tokens}"
         first, last = low // BLOCK, -(-high // BLOCK)
         if self._checked[first:last].all():
-            return np.frombuffer(self._files.read(self.path, high - low, member.offset + low), self._dtype)
+            return np.frombuffer(self._read(high - low, member.offset + low), self._dtype)
         aligned = first * BLOCK
-        data = self._files.read(self.path, min(last * BLOCK, member.bytes) - aligned, member.offset + aligned)
-        self._check_blocks(data, first)
+        # the index of checks is read before what it is for: each may find the copy damaged, and renew it
+        check = partial(self._check_blocks, first, self._crc)
+        data = self._read(min(last * BLOCK, member.bytes) - aligned, member.offset + aligned, check)
         return np.frombuffer(data, self._dtype, stop - start, low - aligned)
 
     @cached_property
@@ -122,24 +152,47 @@ class ShardReader:
 
     @cached_property
     def _crc(self) -> np.ndarray:
-        return self._member(CRC).view("<u4")
+        return np.frombuffer(self._member(CRC), "<u4")
 
     def _index(self, name: str) -> np.ndarray:
         # as signed numbers: numpy compares unsigned and signed ones as floats, from a copy of them all
-        return self._member(name).view("<i8")
+        return np.frombuffer(self._member(name), "<i8")
 
-    def _member(self, name: str) -> np.ndarray:
-        member, crc = self.shard.members[name], 0
-        for low in range(0, member.bytes, CHUNK):
-            crc = google_crc32c.extend(crc, self._files.read(self.path, min(CHUNK, member.bytes - low), member.offset + low))
-        if crc != member.crc32c:
-            raise DataError(f"shard {self.path}: member {name} is corrupt (crc32c differs); {REMEDY}")
-        return self._files.map(self.path, member.bytes, member.offset)
+    def _member(self, name: str) -> bytes:
+        member = self.shard.members[name]
 
-    def _check_blocks(self, data: bytes, first: int) -> None:
+        def check(data: bytes) -> None:
+            if google_crc32c.value(data) != member.crc32c:
+                raise DataError(f"shard {self.path}: member {name} is corrupt (crc32c differs); {REMEDY}")
+
+        return self._read(member.bytes, member.offset, check)
+
+    def _read(self, size: int, offset: int, check: Callable[[bytes], None] | None = None) -> bytes:
+        """Bytes of the file that pass `check`. A copy in the cache that is found damaged is downloaded again, once."""
+        try:
+            return self._read_once(size, offset, check)
+        except DataError as error:
+            if self._manifest.remote is None or not self._files.discard(self.path):
+                raise
+            url = self._manifest.remote.url
+            print(f"{error}: this copy of {url} is deleted and downloaded again", file=sys.stderr, flush=True)
+        return self._read_once(size, offset, check)
+
+    def _open(self) -> int:
+        if self._manifest.remote is not None:
+            self._files.close_removed()
+        return self._manifest.open(self.shard)
+
+    def _read_once(self, size: int, offset: int, check: Callable[[bytes], None] | None) -> bytes:
+        data = self._files.read(self.path, size, offset, self._open)
+        if check is not None:
+            check(data)
+        return data
+
+    def _check_blocks(self, first: int, crc: np.ndarray, data: bytes) -> None:
         for k, low in enumerate(range(0, len(data), BLOCK), start=first):
             if not self._checked[k]:
-                if google_crc32c.value(data[low : low + BLOCK]) != self._crc[k]:
+                if google_crc32c.value(data[low : low + BLOCK]) != crc[k]:
                     raise DataError(f"shard {self.path}: block {k} of the tokens{self._documents_of(k)} is corrupt; {REMEDY}")
                 self._checked[k] = True
 

@@ -13,7 +13,7 @@ import os
 import platform
 import shutil
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,17 @@ from omegaconf import OmegaConf
 
 from llm.config import to_yaml
 from llm.data import Manifest
+from llm.data.remote import CacheConfig
 from llm.errors import CheckpointError, ConfigError
 from llm.train.config import RunConfig, build_config
 
 # Settings that change nothing of what is computed: they may differ when a run goes on.
 FREE = {
     "runs",
+    "data.workers",
     "data.prefetch",
+    "data.on_corrupt",
+    *(f"data.cache.{field.name}" for field in fields(CacheConfig)),
     "train.log_every",
     "train.validate_every",
     "train.validation_sequences",

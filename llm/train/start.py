@@ -11,7 +11,7 @@ import torch
 
 from llm.cost import model_cost
 from llm.data import Manifest
-from llm.errors import ConfigError
+from llm.errors import ConfigError, DataError
 from llm.train.checkpoint_files import FILES
 from llm.train.config import RunConfig, check, load_config
 from llm.train.precision import resolved
@@ -29,7 +29,7 @@ def pretrain(words: Sequence[str]) -> int:
     """
     world = World.from_environment()
     config, folder = plan(words)
-    manifest = Manifest.load(config.data.manifest)
+    manifest = config.data.load_manifest()
     check(config, world.size, manifest)
     config, why = resolved(config, world.device)
     folder.check_same(config)
@@ -39,6 +39,7 @@ def pretrain(words: Sequence[str]) -> int:
 
     connected = world.connect()
     try:
+        agree(manifest, world)
         if world.first:
             folder.write(config, manifest)
         world.barrier()
@@ -54,6 +55,17 @@ def pretrain(words: Sequence[str]) -> int:
     finally:
         if connected:
             world.close()
+
+
+def agree(manifest: Manifest, world: World) -> None:
+    """Raise DataError on every rank unless all read the same dataset: one elsewhere may change while they start."""
+    hashes = world.gather(manifest.hash)
+    other = next((rank for rank, hash_ in enumerate(hashes) if hash_ != hashes[0]), None)
+    if other is not None:
+        raise DataError(
+            f"data.manifest is {hashes[0][:12]} on rank 0 and {hashes[other][:12]} on rank {other}, and must be one dataset; "
+            "start again when its upload is complete, and copies of it are the same on every node"
+        )
 
 
 def plan(words: Sequence[str]) -> tuple[RunConfig, RunFolder]:

@@ -128,7 +128,7 @@ def test_a_flipped_token_names_shard_and_block(tokenizer_json: bytes, tmp_path: 
     flip(tmp_path / "shard-00000.tar", member.offset + 2 * BLOCK + 5)
     reader = ShardReader(manifest, manifest.shards[0], OpenFiles())
     assert reader.tokens(BLOCK // 2, BLOCK).tolist() == [7] * (BLOCK // 2)
-    with pytest.raises(DataError, match=r"shard-00000\.tar: block 2 of the tokens is corrupt"):
+    with pytest.raises(DataError, match=r"shard-00000\.tar: block 2 of the tokens \(document 0\) is corrupt"):
         reader.tokens(BLOCK - 1, BLOCK + 1)
 
 

@@ -9,13 +9,13 @@ import torch
 
 from llm.config import to_yaml
 from llm.data import Manifest
-from llm.errors import CheckpointError, ConfigError
+from llm.errors import CheckpointError, ConfigError, DataError
 from llm.train.config import accumulation_of, build_config, check, load_config
 from llm.train.deepspeed_config import deepspeed_config, parameter_groups
 from llm.train.load import load_model
 from llm.train.precision import resolved
 from llm.train.run_folder import RunFolder
-from llm.train.start import plan
+from llm.train.start import agree, plan
 
 Words = Callable[..., list[str]]
 
@@ -154,3 +154,15 @@ NAMED = ["name=x", "data.manifest=none", "model.width=8", "model.depth=1", "mode
 def test_build_config_takes_plain_values() -> None:
     with pytest.raises(ConfigError, match="width"):
         build_config({"name": "x", "model": {"width": "wide"}})
+
+
+class ThreeRanks:
+    """What rank 0 of three sees when the last one has read another manifest."""
+
+    def gather(self, value: str) -> list[str]:
+        return [value, value, "0" * 64]
+
+
+def test_ranks_that_read_different_datasets_do_not_start(manifest: Manifest) -> None:
+    with pytest.raises(DataError, match=rf"is {manifest.hash[:12]} on rank 0 and 000000000000 on rank 2"):
+        agree(manifest, ThreeRanks())  # type: ignore[arg-type]
