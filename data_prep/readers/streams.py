@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import zstandard
+
 from data_prep.readers.record import DAMAGED, TRUNCATED
-from llm.errors import DataError
 
 # compressed; what one of them expands to is in memory at once
 CHUNK = 1 << 13
@@ -62,11 +63,7 @@ class _Zstd(io.RawIOBase):
     """Frames of zstd, one after the other. zstandard's own reader takes a frame that was cut short for the end of the file."""
 
     def __init__(self, file: BinaryIO):
-        try:
-            import zstandard
-        except ModuleNotFoundError:
-            raise DataError("files ending in .zst need the package zstandard; pip install 'braid-lm[data]'") from None
-        self._file, self._error = file, zstandard.ZstdError
+        self._file = file
         self._decompressor = zstandard.ZstdDecompressor(max_window_size=WINDOW)
         # of the frame at hand; None between frames
         self._frame = None
@@ -91,7 +88,7 @@ class _Zstd(io.RawIOBase):
         self._frame = self._frame or self._decompressor.decompressobj()
         try:
             out = self._frame.decompress(chunk)
-        except self._error:
+        except zstandard.ZstdError:
             raise BrokenStream(DAMAGED) from None
         self._compressed = b""
         if self._frame.eof:

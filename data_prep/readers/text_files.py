@@ -17,15 +17,20 @@ class TextFiles:
     root: str = ""
     files: list[str] = field(default_factory=lambda: ["*.txt", "*.md"])
     max_bytes: int = MAX_BYTES
+    kind: str = "text"
 
     def check(self, where: str = "text") -> None:
         """Raises ConfigError."""
         check_given(self, where, "root", "files")
         check_positive(self, where, "max_bytes")
 
+    def inputs(self, log: ReadLog) -> Iterator[File]:
+        """Raises DataError when there is no such file at all."""
+        return find_files(self.root, self.files, log)
+
     def records(self, log: ReadLog) -> Iterator[Record]:
         """Raises DataError when there is no such file at all."""
-        for file in find_files(self.root, self.files, log):
+        for file in self.inputs(log):
             content = read_file(file, self.max_bytes, log)
             if content is not None:
                 yield from decoded(file, content, log)
