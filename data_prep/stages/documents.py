@@ -4,9 +4,11 @@ In memory are, per worker, up to three parts of `PART` characters; a single long
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
-from functools import cache, partial
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import NamedTuple
 
 import xxhash
@@ -58,7 +60,7 @@ def run(recipe: Recipe, work: Work, workers: Workers, on_record: Callable[[Recor
 
 def reading(work: Work) -> dict[str, Report]:
     """What the readers counted, by source."""
-    return {name: Report(**values) for name, values in load(work.reading)["reports"].items()}
+    return {name: Report(Counter(v["counts"]), v["examples"]) for name, v in load(work.reading)["reports"].items()}
 
 
 def ledgers(recipe: Recipe, work: Work) -> dict[str, Processed]:
@@ -142,10 +144,12 @@ def process(part: Part, recipe: Recipe, ledger: Processed) -> Iterator[Text]:
 
 
 def evaluations(config: DecontaminationConfig) -> Evaluations:
-    """Loaded once in a process."""
-    return _evaluations(json.dumps(asdict(config)))
+    """Loaded once in a process, unless the files change."""
+    paths = [Path(name).absolute() for name in config.files]
+    states = tuple((path, path.stat().st_mtime_ns) for path in paths if path.is_file())
+    return _evaluations(json.dumps(asdict(config)), states)
 
 
-@cache
-def _evaluations(config: str) -> Evaluations:
+@lru_cache(maxsize=1)
+def _evaluations(config: str, states: tuple) -> Evaluations:
     return Evaluations(DecontaminationConfig(**json.loads(config)))

@@ -2,8 +2,7 @@
 
 import io
 from collections.abc import Iterator
-from functools import cache, partial
-from pathlib import Path
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -28,7 +27,7 @@ def run(validation: float, work: Work, workers: Workers, track: Track) -> None:
 
 
 def encode_part(part: int, work: Work, validation: float) -> None:
-    encoder, document_token, dtype = _encoder(work.tokenizer)
+    encoder, document_token, dtype = _encoder(work.tokenizer.read_bytes())
     texts: dict[str, list[str]] = {name: [] for name in SPLITS}
     for _, text in kept_documents(work, part):
         texts[split(text, validation)].append(text)
@@ -51,9 +50,8 @@ def lengths(work: Work, part: int, name: str) -> tuple[np.ndarray, np.ndarray, i
         return found[name], found[f"{name}_text"], start
 
 
-@cache
-def _encoder(path: Path) -> tuple[Encoder, int, np.dtype]:
-    content = path.read_bytes()
+@lru_cache(maxsize=1)
+def _encoder(content: bytes) -> tuple[Encoder, int, np.dtype]:
     info = tokenizer_info(content)
     return Encoder(content), info.document_token, token_dtype(info.vocabulary)
 

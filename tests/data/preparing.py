@@ -1,5 +1,6 @@
 """What tests of preparing share."""
 
+import random
 from pathlib import Path
 
 from data_prep.prepare import prepare
@@ -53,3 +54,12 @@ def content(out: Path) -> dict[str, bytes]:
     found = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
     del found["report/run.json"]
     return found
+
+
+WORDS = "the of and to that have with water river stone bridge people evening morning walked carried letter garden window".split()
+
+
+def sentence(rng: random.Random, words: int) -> str:
+    """Prose that filters let pass: sentences of random words, without a repetition."""
+    made = [rng.choice(WORDS) + rng.choice(["", "", "", "s", "ing", "ed"]) + rng.choice("     .") for _ in range(words)]
+    return " ".join(" ".join(made).split()) + ". "
