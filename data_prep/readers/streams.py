@@ -1,9 +1,9 @@
-"""Lines of plain, gzip and zstd files, of bounded length, up to the place where a file is damaged."""
+"""Plain, gzip and zstd files: whole ones, and lines of bounded length up to the place where a file is damaged."""
 
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -34,17 +34,23 @@ def read_lines(path: Path, max_bytes: int) -> Iterator[tuple[int, bytes | None]]
     """
     with path.open("rb") as file, _decompressed(file, path.suffix) as stream:
         number = 0
-        while line := _guarded(stream, max_bytes + 1):
+        while line := _guarded(stream.readline, max_bytes + 1):
             number += 1
             too_long = len(line) > max_bytes
             yield number, None if too_long else line
             while too_long and line and not line.endswith(b"\n"):
-                line = _guarded(stream, max_bytes + 1)
+                line = _guarded(stream.readline, max_bytes + 1)
 
 
-def _guarded(stream: BinaryIO, limit: int) -> bytes:
+def read_start(path: Path, size: int) -> bytes:
+    """At most `size` bytes of the content. Raises OSError and BrokenStream, as `read_lines` does."""
+    with path.open("rb") as file, _decompressed(file, path.suffix) as stream:
+        return _guarded(stream.read, size)
+
+
+def _guarded(read: Callable[[int], bytes], limit: int) -> bytes:
     try:
-        return stream.readline(limit)
+        return read(limit)
     except EOFError:
         raise BrokenStream(TRUNCATED) from None
     except (gzip.BadGzipFile, zlib.error):
