@@ -29,9 +29,10 @@ os.environ["RAYON_NUM_THREADS"] = "1"
 import numpy as np
 import xxhash
 
+from data_prep.clean import Report
 from data_prep.dedup import DedupConfig, find_duplicates
+from data_prep.readers import PythonStdlib, ReadLog
 from data_prep.signatures import Document
-from data_prep.sources import StdlibSource
 from data_prep.words import normalise
 from tests.peers import peers
 
@@ -43,9 +44,8 @@ Side = Callable[[list[Document]], set[str]]
 
 
 def pieces() -> Iterator[str]:
-    for _, path in StdlibSource(tests=True).documents():
-        text = path.read_text(errors="ignore")
-        yield from (text[k : k + CHARACTERS] for k in range(0, len(text), CHARACTERS))
+    for record in PythonStdlib(tests=True).records(ReadLog("stdlib", Report())):
+        yield from (record.text[k : k + CHARACTERS] for k in range(0, len(record.text), CHARACTERS))
 
 
 def corpus(count: int) -> tuple[list[Document], list[str]]:

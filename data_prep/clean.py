@@ -1,16 +1,15 @@
-"""Reading and cleaning: bytes of a file -> the text of a document, or the reason why there is none; every drop is counted."""
+"""Cleaning: texts that look alike become equal. And how what is dropped on the way is counted."""
 
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 
 EXAMPLES = 5
 
 
 @dataclass
 class Report:
-    """What became of a source's files. counts: by outcome. examples: the first few names of each kind of drop."""
+    """What became of a source's records. counts: by outcome. examples: the first few names of each kind of drop."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -20,22 +19,6 @@ class Report:
         names = self.examples.setdefault(reason, [])
         if len(names) < EXAMPLES:
             names.append(name)
-
-
-def read_document(name: str, path: Path, nfc: bool, report: Report) -> str | None:
-    """The cleaned text of a file: UTF-8 without a byte order mark, `\\n` line ends, NFC. None when dropped, as `report` says."""
-    report.counts["read"] += 1
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError:
-        return report.drop("unreadable", name)
-    except UnicodeDecodeError:
-        return report.drop("undecodable", name)
-    text = clean(text, nfc)
-    if not text.strip():
-        return report.drop("empty", name)
-    report.counts["kept"] += 1
-    return text
 
 
 def clean(text: str, nfc: bool = True) -> str:

@@ -109,6 +109,19 @@ class FileReport:
     matched: dict[str, int] = field(default_factory=dict)
     examples: list[tuple[str, str]] = field(default_factory=list)
 
+    def count(self, document: Document, match: Match) -> None:
+        self.matched[document.source] = self.matched.get(document.source, 0) + 1
+        self._hold([(document.id, match.example)])
+
+    def merge(self, other: "FileReport") -> None:
+        """Add the matches that are counted elsewhere, such as in another process."""
+        for source, count in other.matched.items():
+            self.matched[source] = self.matched.get(source, 0) + count
+        self._hold([(id, example) for id, example in other.examples])
+
+    def _hold(self, more: list[tuple[str, str]]) -> None:
+        self.examples = heapq.nsmallest(EXAMPLES, [*self.examples, *more])
+
 
 class Evaluations:
     """The n-grams of the evaluation files; the same in every process that loads the same files.
@@ -160,9 +173,7 @@ class Evaluations:
     def count(self, document: Document, matches: list[Match]) -> None:
         """Enter a document's matches into the reports."""
         for match in matches:
-            report = self.reports[match.file]
-            report.matched[document.source] = report.matched.get(document.source, 0) + 1
-            report.examples = heapq.nsmallest(EXAMPLES, [*report.examples, (document.id, match.example)])
+            self.reports[match.file].count(document, match)
 
     def kept(self, documents: Iterable[Document]) -> Iterator[Document]:
         """The documents without a match, or all of them where the config says not to drop; counts both ways."""

@@ -18,6 +18,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,8 +38,8 @@ REASONS = (EXACT, NEAR)
 class DedupConfig:
     """words: of a shingle. bands, rows: of the signature of bands * rows values; more bands find more pairs, more rows fewer.
 
-    exact, near: which duplicates to look for. processes: that compute signatures. partitions: files that the keys are spread over;
-    one at a time is in memory, 24 * (bands + 1) bytes per document over `partitions`. The last two never change the result.
+    exact, near: which duplicates to look for. partitions: files that the keys are spread over, which never changes the result; one
+    at a time is in memory, 24 * (bands + 1) bytes per document over `partitions`.
     """
 
     exact: bool = True
@@ -47,14 +48,13 @@ class DedupConfig:
     bands: int = 14
     rows: int = 8
     seed: int = 1
-    processes: int = 1
     partitions: int = 64
 
     def check(self, where: str = "dedup") -> None:
         """Raises ConfigError."""
         if not (self.exact or self.near):
             raise ConfigError(f"{where}.exact and {where}.near (both false) leave nothing to look for; set one")
-        for name in ("words", "bands", "rows", "processes", "partitions"):
+        for name in ("words", "bands", "rows", "partitions"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{where}.{name} ({getattr(self, name)}) must be at least 1")
         if not 0 <= self.seed < 1 << 64:
@@ -68,45 +68,66 @@ class DedupConfig:
 
 
 class Duplicates:
-    """What to drop, for a second pass over the documents in any order, and the report."""
+    """What to drop, for a second pass over the documents in any order, and the report.
+
+    Documents are known by the xxh3_64 of their ids: of 10^9 documents with 10^8 to drop, the chance that any one is taken for
+    another is 0.5 %.
+    """
 
     def __init__(self, hashes: np.ndarray, reasons: np.ndarray, report: Report):
         order = np.argsort(hashes, kind="stable")
-        # bisect is four times as fast in an array as numpy is for one value
-        self._hashes, self._reasons, self.report = array("Q", hashes[order].tobytes()), reasons[order].tobytes(), report
+        # sorted uint64, and for each the place of its reason in REASONS
+        self.hashes, self.reasons, self.report = hashes[order], reasons[order], report
 
     def __len__(self) -> int:
-        return len(self._hashes)
+        return len(self.hashes)
 
     def reason(self, id: str) -> str | None:
-        """Why the document is to be dropped; None: it is kept. By the xxh3_64 of the id: of 10^9 documents with 10^8 to drop,
-        the chance that any one is taken for another is 0.5 %.
-        """
+        """Why the document is to be dropped; None: it is kept."""
         wanted = _hash(id)
-        k = bisect_left(self._hashes, wanted)
-        return REASONS[self._reasons[k]] if k < len(self._hashes) and self._hashes[k] == wanted else None
+        k = bisect_left(self._array, wanted)
+        return REASONS[self.reasons[k]] if k < len(self._array) and self._array[k] == wanted else None
+
+    @cached_property
+    def _array(self) -> array:
+        """bisect is four times as fast in an array as numpy is for one value."""
+        return array("Q", self.hashes.tobytes())
 
     def kept(self, documents: Iterable[Document]) -> Iterator[Document]:
         return (document for document in documents if self.reason(document.id) is None)
 
 
-def find_duplicates(documents: Iterable[Document], config: DedupConfig, work: Path) -> Duplicates:
+def are_dropped(ids: list[str], hashes: np.ndarray) -> np.ndarray:
+    """bool [ids]: which are among the sorted `hashes` of `Duplicates`; a file that is mapped into memory will do."""
+    wanted = np.fromiter(map(_hash, ids), dtype=np.uint64, count=len(ids))
+    if not len(hashes):
+        return np.zeros(len(ids), dtype=bool)
+    return hashes[np.minimum(np.searchsorted(hashes, wanted), len(hashes) - 1)] == wanted
+
+
+def find_duplicates(documents: Iterable[Document], config: DedupConfig, work: Path, processes: int = 1) -> Duplicates:
     """Read `documents` once and say which of them to drop. The result depends on the set of documents alone.
 
     Args:
         documents: of unique ids, already cleaned, from any number of sources; read by this process.
         work: a folder with room for what is on disk meanwhile; nothing stays there.
+        processes: that compute signatures.
 
     Raises:
         ConfigError: a setting out of bounds.
         DataError: two copies of one text have the same id.
     """
     config.check()
+    return join_duplicates(sign(documents, config, processes), config, work)
+
+
+def join_duplicates(batches: Iterable[Signed], config: DedupConfig, work: Path) -> Duplicates:
+    """`find_duplicates` among documents that are signed already."""
     work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="dedup-", dir=work) as folder:
         records = _Records(Path(folder))
         with KeyFiles(Path(folder), config.partitions) as keys, records:
-            for signed in sign(documents, config):
+            for signed in batches:
                 numbers = records.add(signed)
                 if config.exact:
                     keys.add(signed.digests, numbers)

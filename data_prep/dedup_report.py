@@ -23,13 +23,14 @@ class Example(NamedTuple):
 
 @dataclass
 class SourceCounts:
-    """Documents and bytes of UTF-8 read, documents dropped by reason, and the bytes dropped."""
+    """Documents and bytes of UTF-8: read, and dropped by reason."""
 
     documents: int = 0
     bytes: int = 0
     exact: int = 0
+    exact_bytes: int = 0
     near: int = 0
-    bytes_dropped: int = 0
+    near_bytes: int = 0
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Report:
     def drop(self, source: str, size: int, reason: str, example: Example) -> None:
         counts = self.sources[source]
         setattr(counts, reason, getattr(counts, reason) + 1)
-        counts.bytes_dropped += size
+        setattr(counts, f"{reason}_bytes", getattr(counts, f"{reason}_bytes") + size)
         if reason == "near":
             self._examples.append(example)
         if len(self._examples) > 100 * EXAMPLES:

@@ -1,4 +1,4 @@
-"""`braid-data`: text -> cleaned -> tokenizer -> shards, manifest and data card; checking and showing datasets."""
+"""`braid-data`: from text to a dataset of shards; trying a source out; checking and showing datasets."""
 
 import sys
 from pathlib import Path
@@ -12,11 +12,17 @@ import argparse
 import os
 from itertools import islice
 
-from data_prep.prepare import prepare, progress_bars
+from data_prep.card import untrained
+from data_prep.outcome import Outcome
+from data_prep.prepare import prepare
+from data_prep.progress import progress_bars
 from data_prep.recipe import load_recipe
+from data_prep.report import REPORT
+from data_prep.stages import STAGES
+from data_prep.trial import tried
 from data_prep.verify import verify
 from llm.data import Manifest, documents, load_tokenizer
-from llm.errors import BraidError, ConfigError
+from llm.errors import BraidError, ConfigError, did_you_mean
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,6 +33,9 @@ def main(argv: list[str] | None = None) -> int:
     except BraidError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         # the reader of our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -39,7 +48,11 @@ def _parser() -> argparse.ArgumentParser:
     prepare_ = commands.add_parser("prepare", help="make a dataset from a recipe; does nothing when it is there already")
     prepare_.add_argument("words", nargs="+", metavar="RECIPE.yaml|key.path=value")
     prepare_.add_argument("--replace", action="store_true", help="overwrite the dataset there, whatever made it")
+    prepare_.add_argument("--until", choices=STAGES[:-1], help="stop after this stage; the same command without it goes on")
     prepare_.set_defaults(run=_prepare)
+    read = commands.add_parser("read", help="print a source's first documents, and what was dropped before them; writes nothing")
+    read.add_argument("words", nargs="+", metavar="RECIPE.yaml|key.path=value|SOURCE|N")
+    read.set_defaults(run=_read)
     verify_ = commands.add_parser("verify", help="reread a dataset and check every byte")
     verify_.add_argument("dataset")
     verify_.set_defaults(run=_verify)
@@ -52,9 +65,24 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
-    recipe = load_recipe(arguments.words)
-    manifest = prepare(recipe, arguments.replace)
-    _summary(manifest)
+    found = prepare(load_recipe(arguments.words), arguments.replace, arguments.until)
+    if isinstance(found, Outcome):
+        print(found.figures(arguments.until))
+    else:
+        _summary(found)
+
+
+def _read(arguments: argparse.Namespace) -> None:
+    words = [word for word in arguments.words if "=" in word or word.endswith((".yaml", ".yml"))]
+    counts = [int(word) for word in arguments.words if word.isdecimal()]
+    names = [word for word in arguments.words if word not in words and not word.isdecimal()]
+    recipe = load_recipe(words)
+    for name in names:
+        if name not in recipe.sources:
+            raise ConfigError(f"source {name} is none of the recipe; {did_you_mean(name, recipe.sources)}")
+    for name in names or recipe.sources:
+        for line in tried(recipe, name, counts[-1] if counts else 3):
+            print(line)
 
 
 def _verify(arguments: argparse.Namespace) -> None:
@@ -79,6 +107,8 @@ def _summary(manifest: Manifest) -> None:
         total = manifest.totals(split)
         counts = f"{total.documents:,} documents, {total.tokens:,} tokens, {total.text_bytes:,} bytes of text"
         print(f"{split}: {counts} ({total.text_bytes / total.tokens:.3f} bytes/token)")
+    for name in untrained(manifest):
+        print(f"warning: source {name} has no document to train on; see what was dropped in {manifest.root / REPORT / 'drops.md'}")
     print(f"{manifest.root}: {len(manifest.shards)} shards, manifest {manifest.hash[:12]}, card {manifest.root / 'CARD.md'}")
 
 

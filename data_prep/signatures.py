@@ -1,11 +1,7 @@
 """MinHash signatures of documents in order, in this process or in others, with a bounded number of texts in memory."""
 
-import os
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -13,6 +9,7 @@ import xxhash
 from rensa import RMinHash
 
 from data_prep.words import hash_ngrams, normalise
+from data_prep.workers import Workers
 
 # of one batch, at most; a single longer document is a batch by itself
 DOCUMENTS, CHARACTERS = 256, 1 << 20
@@ -34,7 +31,6 @@ class Signatures(Protocol):
     bands: int
     rows: int
     seed: int
-    processes: int
 
 
 class Signed(NamedTuple):
@@ -53,22 +49,10 @@ class Signed(NamedTuple):
     shingled: np.ndarray
 
 
-def sign(documents: Iterable[Document], config: Signatures) -> Iterator[Signed]:
+def sign(documents: Iterable[Document], config: Signatures, processes: int = 1) -> Iterator[Signed]:
     """Batches in the order of `documents`, whatever the number of processes."""
-    work = partial(sign_batch, config=config)
-    if config.processes == 1:
-        yield from map(work, _batches(documents))
-        return
-    # spawn: a fork would copy locks that other threads of this process hold
-    context = get_context("spawn")
-    with ProcessPoolExecutor(config.processes, context, initializer=_one_thread) as pool:
-        waiting = deque()
-        for batch in _batches(documents):
-            waiting.append(pool.submit(work, batch))
-            if len(waiting) > 2 * config.processes:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    with Workers(processes) as workers:
+        yield from workers.in_order(partial(sign_batch, config=config), batches(documents))
 
 
 def sign_batch(batch: list[Document], config: Signatures) -> Signed:
@@ -104,7 +88,7 @@ def _keys(signatures: np.ndarray, config: Signatures) -> np.ndarray:
     return np.frombuffer(b"".join(keys), dtype="<u8").reshape(len(rows), bands, 2)
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
     batch, characters = [], 0
     for document in documents:
         if batch and (len(batch) == DOCUMENTS or characters + len(document.text) > CHARACTERS):
@@ -114,8 +98,3 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
         characters += len(document.text)
     if batch:
         yield batch
-
-
-def _one_thread() -> None:
-    """rensa's threads: the processes share the cores already."""
-    os.environ["RAYON_NUM_THREADS"] = "1"

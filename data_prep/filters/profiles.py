@@ -57,6 +57,11 @@ class FilterConfig:
         if not self.language.keep and self.language != default.language:
             raise ConfigError(f"{where}.language has no effect without languages to keep; write keep: [en], or remove it")
 
+    def unused(self) -> list[str]:
+        """The sections that have no effect."""
+        sections = [f.name for f in fields(self) if f.name not in ("profile", "language", *PROFILES[self.profile])]
+        return sections if self.language.keep else [*sections, "language"]
+
 
 class Filters:
     """The rules of one source. `apply` a document after the other; `report` tells what became of them. Needs no other state, so

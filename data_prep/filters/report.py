@@ -21,14 +21,16 @@ class Sample(NamedTuple):
 
 @dataclass
 class RuleReport:
-    """kept, dropped: of the documents that came as far as this rule."""
+    """kept, dropped: of the documents that came as far as this rule. bytes_dropped: of UTF-8, as they came to the first rule."""
 
     kept: int = 0
     dropped: int = 0
+    bytes_dropped: int = 0
     samples: list[Sample] = field(default_factory=list)
 
     def drop(self, id: str, text: str) -> None:
         self.dropped += 1
+        self.bytes_dropped += len(text.encode())
         hash = xxhash.xxh3_64_intdigest(id.encode(errors="surrogatepass"))
         if len(self.samples) < SAMPLES or hash < self.samples[-1].hash:
             self._hold([Sample(hash, id, text[:EXCERPT])])
@@ -39,6 +41,7 @@ class RuleReport:
     def merge(self, other: "RuleReport") -> None:
         self.kept += other.kept
         self.dropped += other.dropped
+        self.bytes_dropped += other.bytes_dropped
         self._hold(other.samples)
 
 
@@ -51,6 +54,18 @@ class FilterReport:
 
     def rule(self, name: str) -> RuleReport:
         return self.rules.setdefault(name, RuleReport())
+
+    def to_dict(self) -> dict:
+        """As JSON can hold it; `of` reads it."""
+        return {"rules": {name: vars(rule) for name, rule in self.rules.items()}, "lines": dict(self.lines)}
+
+    @classmethod
+    def of(cls, values: dict) -> "FilterReport":
+        rules = {
+            name: RuleReport(**rule | {"samples": [Sample(*sample) for sample in rule["samples"]]})
+            for name, rule in values["rules"].items()
+        }
+        return cls(rules, Counter(values["lines"]))
 
     def merge(self, other: "FilterReport") -> None:
         """Add another part's report, such as another process's."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.readers.record import DAMAGED, MALFORMED, ReadLog, Record, check_given
+from data_prep.readers.walk import File, find_files
 from llm.errors import DataError
 
 SAVED = ("dataset_info.json", "dataset_dict.json")
@@ -25,10 +26,15 @@ class HuggingFace:
     revision: str | None = None
     text: str = "text"
     metadata: list[str] = field(default_factory=list)
+    kind: str = "huggingface"
 
     def check(self, where: str = "huggingface") -> None:
         """Raises ConfigError."""
         check_given(self, where, "path", "text")
+
+    def inputs(self, log: ReadLog) -> Iterator[File]:
+        """The files of a folder. What is on the hub is known by its name and `revision` alone."""
+        return find_files(self.path, ["*"], log) if Path(self.path).exists() else iter(())
 
     def records(self, log: ReadLog) -> Iterator[Record]:
         """Raises DataError: no such dataset, split or column, or `datasets` is not installed."""

@@ -33,15 +33,20 @@ class JsonLines:
     text: str = "text"
     metadata: list[str] = field(default_factory=list)
     max_bytes: int = MAX_BYTES
+    kind: str = "jsonl"
 
     def check(self, where: str = "jsonl") -> None:
         """Raises ConfigError."""
         check_given(self, where, "root", "files", "text")
         check_positive(self, where, "max_bytes")
 
+    def inputs(self, log: ReadLog) -> Iterator[File]:
+        """Raises DataError when there is no such file at all."""
+        return find_files(self.root, self.files, log)
+
     def records(self, log: ReadLog) -> Iterator[Record]:
         """Raises DataError when there is no such file at all."""
-        for file in find_files(self.root, self.files, log):
+        for file in self.inputs(log):
             yield from self._file(file, log)
 
     def _file(self, file: File, log: ReadLog) -> Iterator[Record]:

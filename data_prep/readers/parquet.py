@@ -21,11 +21,16 @@ class Parquet:
     text: str = "text"
     metadata: list[str] = field(default_factory=list)
     rows: int = 256
+    kind: str = "parquet"
 
     def check(self, where: str = "parquet") -> None:
         """Raises ConfigError."""
         check_given(self, where, "root", "files", "text")
         check_positive(self, where, "rows")
+
+    def inputs(self, log: ReadLog) -> Iterator[File]:
+        """Raises DataError when there is no such file at all."""
+        return find_files(self.root, self.files, log)
 
     def records(self, log: ReadLog) -> Iterator[Record]:
         """Raises DataError when there is no such file at all, or pyarrow is not installed."""
@@ -33,7 +38,7 @@ class Parquet:
             import pyarrow.parquet as pq
         except ModuleNotFoundError:
             raise DataError("files ending in .parquet need the package pyarrow; pip install 'braid-lm[data]'") from None
-        for file in find_files(self.root, self.files, log):
+        for file in self.inputs(log):
             with log.opening(file.name), file.path.open("rb") as stream:
                 try:
                     content = pq.ParquetFile(stream, pre_buffer=False)

@@ -54,6 +54,7 @@ class SourceCode:
     vendored: bool = False
     generated: bool = False
     max_bytes: int = 1 << 20
+    kind: str = "source-code"
 
     def check(self, where: str = "source-code") -> None:
         """Raises ConfigError."""
@@ -65,9 +66,13 @@ class SourceCode:
             except ValueError:
                 raise ConfigError(f"{where}.ignore ({pattern}) must be a pattern as in a .gitignore; correct it") from None
 
+    def inputs(self, log: ReadLog) -> Iterator[File]:
+        """Raises DataError when there is no folder, or nothing in it to read."""
+        return find_files(self.root, self.files, log, self._rules(), self.gitignore)
+
     def records(self, log: ReadLog) -> Iterator[Record]:
         """Raises DataError when there is no folder, or nothing in it to read."""
-        for file in find_files(self.root, self.files, log, self._rules(), self.gitignore):
+        for file in self.inputs(log):
             content = read_file(file, self.max_bytes, log)
             if content is None:
                 continue

@@ -1,14 +1,15 @@
-"""Lines of plain, gzip and zstd files, of bounded length, up to the place where a file is damaged."""
+"""Plain, gzip and zstd files: whole ones, and lines of bounded length up to the place where a file is damaged."""
 
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import zstandard
+
 from data_prep.readers.record import DAMAGED, TRUNCATED
-from llm.errors import DataError
 
 # compressed; what one of them expands to is in memory at once
 CHUNK = 1 << 13
@@ -33,17 +34,23 @@ def read_lines(path: Path, max_bytes: int) -> Iterator[tuple[int, bytes | None]]
     """
     with path.open("rb") as file, _decompressed(file, path.suffix) as stream:
         number = 0
-        while line := _guarded(stream, max_bytes + 1):
+        while line := _guarded(stream.readline, max_bytes + 1):
             number += 1
             too_long = len(line) > max_bytes
             yield number, None if too_long else line
             while too_long and line and not line.endswith(b"\n"):
-                line = _guarded(stream, max_bytes + 1)
+                line = _guarded(stream.readline, max_bytes + 1)
 
 
-def _guarded(stream: BinaryIO, limit: int) -> bytes:
+def read_start(path: Path, size: int) -> bytes:
+    """At most `size` bytes of the content. Raises OSError and BrokenStream, as `read_lines` does."""
+    with path.open("rb") as file, _decompressed(file, path.suffix) as stream:
+        return _guarded(stream.read, size)
+
+
+def _guarded(read: Callable[[int], bytes], limit: int) -> bytes:
     try:
-        return stream.readline(limit)
+        return read(limit)
     except EOFError:
         raise BrokenStream(TRUNCATED) from None
     except (gzip.BadGzipFile, zlib.error):
@@ -62,11 +69,7 @@ class _Zstd(io.RawIOBase):
     """Frames of zstd, one after the other. zstandard's own reader takes a frame that was cut short for the end of the file."""
 
     def __init__(self, file: BinaryIO):
-        try:
-            import zstandard
-        except ModuleNotFoundError:
-            raise DataError("files ending in .zst need the package zstandard; pip install 'braid-lm[data]'") from None
-        self._file, self._error = file, zstandard.ZstdError
+        self._file = file
         self._decompressor = zstandard.ZstdDecompressor(max_window_size=WINDOW)
         # of the frame at hand; None between frames
         self._frame = None
@@ -91,7 +94,7 @@ class _Zstd(io.RawIOBase):
         self._frame = self._frame or self._decompressor.decompressobj()
         try:
             out = self._frame.decompress(chunk)
-        except self._error:
+        except zstandard.ZstdError:
             raise BrokenStream(DAMAGED) from None
         self._compressed = b""
         if self._frame.eof:

@@ -44,15 +44,20 @@ class Tars:
     text: str = "text"
     metadata: list[str] = field(default_factory=list)
     max_bytes: int = MAX_BYTES
+    kind: str = "webdataset"
 
     def check(self, where: str = "webdataset") -> None:
         """Raises ConfigError."""
         check_given(self, where, "root", "files", "extension", "text")
         check_positive(self, where, "max_bytes")
 
+    def inputs(self, log: ReadLog) -> Iterator[File]:
+        """Raises DataError when there is no such file at all."""
+        return find_files(self.root, self.files, log)
+
     def records(self, log: ReadLog) -> Iterator[Record]:
         """Raises DataError when there is no such file at all."""
-        for file in find_files(self.root, self.files, log):
+        for file in self.inputs(log):
             with log.opening(file.name), file.path.open("rb") as stream:
                 for key, sample in self._samples(file, stream, log):
                     yield from self._record(f"{file.name}#{key}", sample, log)

@@ -81,38 +81,55 @@ class DatasetWriter:
 
     def _flush(self, source: str, split: str) -> None:
         pile = self._piles.pop((source, split))
-        key = f"shard-{len(self._shards):05d}"
-        counts = {"tokens": pile.tokens, "documents": len(pile.documents), "text_bytes": sum(pile.text_bytes)}
-        meta = {
-            "version": VERSION,
-            "dtype": self._dtype.name,
-            "tokenizer": self._tokenizer.sha256,
-            "source": source,
-            "split": split,
-            **counts,
-        }
+        path = shard_path(self._folder, len(self._shards))
+        lengths = np.array([len(document) for document in pile.documents])
         tokens = np.concatenate(pile.documents).tobytes()
-        members = {
-            TOKENS: tokens,
-            DOC_ENDS: np.cumsum([len(document) for document in pile.documents]).astype("<u8").tobytes(),
-            TEXT_ENDS: np.cumsum(pile.text_bytes).astype("<u8").tobytes(),
-            CRC: block_checksums(tokens),
-            META: json.dumps(meta, sort_keys=True).encode(),
-        }
-        content = _tar(key, members)
-        write_whole(self._folder / f"{key}.tar", content)
-        digest = hashlib.sha256(content).hexdigest()
-        self._shards.append(
-            Shard(f"{key}.tar", split, source, len(content), **counts, sha256=digest, members=find_members(content, key))
-        )
+        self._shards.append(write_shard(path, self._tokenizer, source, split, tokens, lengths, np.array(pile.text_bytes)))
 
 
-def tokenizer_info(content: bytes) -> TokenizerInfo:
-    """What a manifest says of the tokenizer in `content`. Raises DataError when it lacks the document token."""
-    tokenizer = parse_tokenizer(content)
+def shard_path(folder: Path, number: int) -> Path:
+    return folder / f"shard-{number:05d}.tar"
+
+
+def write_shard(
+    path: Path, tokenizer: TokenizerInfo, source: str, split: str, tokens: bytes, lengths: np.ndarray, text_bytes: np.ndarray
+) -> Shard:
+    """Write a shard and return its entry in the manifest.
+
+    Args:
+        path: of the tar. tokens: ids in the tokenizer's dtype; the document token opens every document.
+        lengths, text_bytes: int64 [documents], tokens and bytes of UTF-8 text of each.
+    """
+    counts = {"tokens": int(lengths.sum()), "documents": len(lengths), "text_bytes": int(text_bytes.sum())}
+    meta = {
+        "version": VERSION,
+        "dtype": token_dtype(tokenizer.vocabulary).name,
+        "tokenizer": tokenizer.sha256,
+        "source": source,
+        "split": split,
+        **counts,
+    }
+    members = {
+        TOKENS: tokens,
+        DOC_ENDS: np.cumsum(lengths).astype("<u8").tobytes(),
+        TEXT_ENDS: np.cumsum(text_bytes).astype("<u8").tobytes(),
+        CRC: block_checksums(tokens),
+        META: json.dumps(meta, sort_keys=True).encode(),
+    }
+    content = _tar(path.stem, members)
+    write_whole(path, content)
+    digest = hashlib.sha256(content).hexdigest()
+    return Shard(path.name, split, source, len(content), **counts, sha256=digest, members=find_members(content, path.stem))
+
+
+def tokenizer_info(content: bytes, name: str = "tokenizer.json") -> TokenizerInfo:
+    """What a manifest says of the tokenizer in `content`, called `name` in messages. Raises DataError when it lacks the document
+    token.
+    """
+    tokenizer = parse_tokenizer(content, name)
     document_token = tokenizer.token_to_id(DOCUMENT_TOKEN)
     if document_token is None:
-        raise DataError(f"tokenizer.json lacks the token {DOCUMENT_TOKEN}, which opens every document; add it as a special token")
+        raise DataError(f"{name} lacks the token {DOCUMENT_TOKEN}, which opens every document; add it as a special token")
     return TokenizerInfo(hashlib.sha256(content).hexdigest(), vocabulary_size(tokenizer), document_token)
 
 
@@ -124,11 +141,19 @@ def block_checksums(tokens: bytes) -> bytes:
 
 def find_members(content: bytes, key: str) -> dict[str, Member]:
     """Where the members of a shard's bytes lie, by name without the key."""
-    found = {}
+    found, view = {}, memoryview(content)
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         for info in tar:
-            data = content[info.offset_data : info.offset_data + info.size]
-            found[info.name.removeprefix(f"{key}.")] = Member(info.offset_data, info.size, google_crc32c.value(data))
+            data = view[info.offset_data : info.offset_data + info.size]
+            found[info.name.removeprefix(f"{key}.")] = Member(info.offset_data, info.size, _checksum(data))
+    return found
+
+
+def _checksum(data: memoryview) -> int:
+    """crc32c, without a copy of all of it."""
+    found = 0
+    for low in range(0, len(data), 1 << 20):
+        found = google_crc32c.extend(found, bytes(data[low : low + (1 << 20)]))
     return found
 
 

@@ -9,56 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep import prepare as prepare_module
-from data_prep.clean import Report, clean, read_document
-from data_prep.recipe import Recipe, load_recipe
+from data_prep.clean import clean
+from data_prep.recipe import load_recipe
 from data_prep.run import main
-from data_prep.sources import SOURCES
 from data_prep.verify import verify
-from llm.config import configs_root, load
+from llm.config import configs_root
 from llm.data import Manifest, documents, load_tokenizer
-from llm.data.write import DatasetWriter
 from llm.errors import ConfigError, DataError
-
-RECIPE = """
-out: out
-sources:
-  prose: {kind: files, files: ["text/**/*.txt"], licence: CC0-1.0, weight: 2}
-  code: {kind: files, files: ["text/*.py"], licence: MIT}
-tokenizer: {vocabulary: 300}
-validation: 0.2
-shard_tokens: 2000
-"""
-INJECTION = "text before <|endoftext|> and after <|endoftext|>"
+from tests.data.preparing import INJECTION, content, make_corpus, prepared, texts
 
 
 @pytest.fixture
 def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a recipe and text of every awkward sort, made the working directory."""
-    folder = tmp_path / "corpus"
-    (folder / "text" / "deep").mkdir(parents=True)
-    for k in range(60):
-        (folder / "text" / f"{k}.txt").write_text(f"The document number {k} says: {'word ' * k}\n")
-        (folder / "text" / f"{k}.py").write_text(f"def f{k}(x):\n    return x + {k}\n")
-    (folder / "text" / "deep" / "injected.txt").write_text(INJECTION)
-    (folder / "text" / "lines.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree e\xcc\x81")
-    (folder / "text" / "empty.txt").write_text(" \n\t")
-    (folder / "text" / "latin.txt").write_bytes(b"caf\xe9")
-    (folder / "recipe.yaml").write_text(RECIPE)
-    monkeypatch.chdir(folder)
-    return folder
-
-
-def prepared(*words: str) -> Manifest:
-    return prepare_module.prepare(load_recipe(["recipe.yaml", *words]))
-
-
-def texts(manifest: Manifest) -> dict[str, list[str]]:
-    """By split, the text of every document, decoded."""
-    tokenizer = load_tokenizer(manifest.tokenizer_path)
-    return {
-        split: [tokenizer.decode(d.tokens[1:].tolist(), skip_special_tokens=False) for d in documents(manifest, split)]
-        for split in ("train", "validation")
-    }
+    """A folder with a recipe and text, made the working directory."""
+    make_corpus(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def test_the_dataset_holds_the_cleaned_text(corpus: Path):
@@ -107,26 +73,27 @@ def test_cleaning_twice_changes_nothing(text: str):
 def test_drops_are_counted_and_named(corpus: Path):
     prepared()
     card = Path("out/CARD.md").read_text()
-    assert "| prose | 64 | 0 | 1 | 1 | 62 |" in card
-    assert "- prose, undecodable: `text/latin.txt`" in card
-    assert "- prose, empty: `text/empty.txt`" in card
-    report = Report()
-    assert read_document("gone", Path("gone"), True, report) is None
-    assert report.counts == {"read": 1, "unreadable": 1}
+    for line in (
+        "| prose | read | 0 |  | 64 |  |",
+        "| prose | undecodable | 1 |  | 63 |  |",
+        "| prose | empty | 1 | 3 | 62 | ",
+        "- prose, undecodable: `latin.txt`",
+    ):
+        assert line in card
+    assert "### empty\n\n- `prose:empty.txt`" in Path("out/report/drops.md").read_text()
 
 
 def test_prepared_twice_the_bytes_are_the_same(corpus: Path):
     prepared()
     prepared("out=again")
-    for path in Path("out").iterdir():
-        assert path.read_bytes() == (Path("again") / path.name).read_bytes(), path.name
-    assert {path.name for path in Path("out").iterdir()} == {path.name for path in Path("again").iterdir()}
+    assert content(Path("out")) == content(Path("again"))
+    assert not list(Path().glob("*/.*"))
 
 
 def test_a_second_run_does_nothing(corpus: Path, monkeypatch: pytest.MonkeyPatch):
     first = prepared()
-    monkeypatch.setattr(prepare_module, "_prepare", None)
-    assert prepared() == first
+    monkeypatch.setattr(prepare_module, "_stages", None)
+    assert prepared() == prepared("workers=2") == first
 
 
 def test_another_recipe_or_other_files_do_not_overwrite(corpus: Path):
@@ -137,7 +104,7 @@ def test_another_recipe_or_other_files_do_not_overwrite(corpus: Path):
     with pytest.raises(DataError, match="--replace"):
         prepared()
     assert Manifest.load("out").hash == first.hash
-    second = prepare_module.prepare(load_recipe(["recipe.yaml"]), replace=True)
+    second = prepared(replace=True)
     assert Manifest.load("out").hash == second.hash != first.hash
 
 
@@ -150,22 +117,30 @@ def test_a_damaged_dataset_is_made_anew_with_replace(corpus: Path):
     assert Manifest.load("out").hash == first.hash
 
 
-def test_an_interrupted_run_leaves_no_dataset_and_is_made_good(corpus: Path, monkeypatch: pytest.MonkeyPatch):
-    whole = prepared("out=whole")
+def test_another_recipe_or_other_files_start_the_work_afresh(corpus: Path):
+    assert main(["prepare", "recipe.yaml", "shard_tokens=100", "--until", "tokens"]) == 0
+    before = set(Path("out/.work").iterdir())
+    assert main(["prepare", "recipe.yaml", "--until", "documents"]) == 0
+    assert len(before & set(Path("out/.work").iterdir())) == 1, "only the lock stays"
+    Path("text/new.txt").write_text("new")
+    assert "new" in {text for split in texts(prepared()).values() for text in split}
 
-    def killed(writer: DatasetWriter) -> Manifest:
-        raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(DatasetWriter, "close", killed)
-        with pytest.raises(KeyboardInterrupt):
-            prepared("shard_tokens=100")
-    assert list(Path("out").glob("shard-*.tar"))
-    with pytest.raises(DataError, match="does not exist"):
-        Manifest.load("out")
-    again = prepared()
-    assert again.hash == whole.hash
-    assert {path.name for path in Path("out").iterdir()} == {path.name for path in Path("whole").iterdir()}
+def test_the_dataset_there_is_whole_until_the_new_one_has_its_shards(corpus: Path):
+    first = prepared()
+    assert main(["prepare", "recipe.yaml", "tokenizer.vocabulary=280", "--replace", "--until", "tokens"]) == 0
+    verify(Manifest.load("out"))
+    assert Manifest.load("out").hash == first.hash
+    assert prepared("tokenizer.vocabulary=280", replace=True).hash != first.hash
+
+
+def test_a_folder_is_prepared_by_one_process_at_a_time(corpus: Path):
+    with (
+        prepare_module.work.opened(Path("out"), "key"),
+        pytest.raises(DataError, match=r"out \(out\) is being prepared by another process"),
+    ):
+        prepared()
+    prepared()
 
 
 def test_a_document_keeps_its_side_when_others_come(corpus: Path):
@@ -206,10 +181,21 @@ def test_a_given_tokenizer_is_taken_as_it_is(corpus: Path, tokenizer_json: bytes
         (["shard_tokens=0"], r"shard_tokens \(0\) must be positive"),
         (["tokenizer.vocabulary=256"], r"tokenizer\.vocabulary \(256\) must hold"),
         (["sources.prose.weight=-1"], r"sources\.prose\.weight \(-1\.0\) must not be negative"),
-        (["sources.prose.kind=file"], r"sources\.prose\.kind \(file\) is unknown; did you mean 'files'"),
+        (["sources.prose.read.kind=txt"], r"sources\.prose\.read\.kind \(txt\) is unknown; did you mean 'text'"),
+        (["sources.prose.read.root=''"], r"sources\.prose\.read\.root \(none\) must be given"),
+        (["sources.prose.read.max_bytes=0"], r"sources\.prose\.read\.max_bytes \(0\) must be at least 1"),
+        (["sources.x.weight=1"], r"sources\.x\.read is not set"),
         (["sources.prose.licens=MIT"], "licens"),
         (["vocabulary=300"], "vocabulary"),
-        (["sources.x.kind=python-stdlib", "sources.x.files=[a]"], "files"),
+        (["sources.x.read.kind=python-stdlib", "sources.x.read.files=[a]"], "files"),
+        (["sources.x.read.kind=jsonl", "sources.x.read.root=a", "sources.x.read.metadata=[url]"], "metadata has no effect"),
+        (["sources.prose.filters.profile=pros"], r"sources\.prose\.filters\.profile \(pros\) is unknown"),
+        (["sources.prose.filters.code.max_line=7"], r"sources\.prose\.filters\.code has no effect"),
+        (["dedup.exact=false"], r"dedup\.exact and dedup\.near \(both false\)"),
+        (["dedup.processes=2"], "processes"),
+        (["decontamination.files=[]"], r"decontamination\.files \(none\) must name"),
+        (["decontamination.files=[a.pdf]"], r"decontamination\.files \(a\.pdf\) must end in"),
+        (["workers=0"], r"workers \(0\) are processes"),
     ],
 )
 def test_bad_recipes_are_refused(corpus: Path, words: list[str], message: str):
@@ -217,31 +203,63 @@ def test_bad_recipes_are_refused(corpus: Path, words: list[str], message: str):
         load_recipe(["recipe.yaml", *words])
 
 
+def test_a_name_that_ids_cannot_open_with_is_refused(corpus: Path):
+    Path("names.yaml").write_text("out: out\nsources: {'a:b': {read: {kind: text, root: text}}}\n")
+    with pytest.raises(ConfigError, match=r"sources\.a:b is no name for a source"):
+        load_recipe(["names.yaml"])
+
+
 def test_sources_without_text_are_refused(corpus: Path):
-    with pytest.raises(DataError, match=r"files \(none/\*\) match nothing"):
-        prepared("sources.code.files=[none/*]")
-    with pytest.raises(DataError, match="hold no text at all"):
-        prepared("sources.code.files=[text/empty.txt]", "sources.prose.files=[text/latin.txt]")
-    assert not Path("out/manifest.json").exists()
+    with pytest.raises(DataError, match=r"files \(none/\*\) match nothing in text"):
+        prepared("sources.code.read.files=[none/*]")
+    only = ["sources.code.read.files=[empty.txt]", "sources.prose.read.files=[latin.txt]"]
+    with pytest.raises(DataError, match=r"hold no text at all \(1 undecodable, 1 empty\)"):
+        prepared(*only)
+    with pytest.raises(DataError, match=r"evaluation file gone\.txt cannot be read"):
+        prepared("decontamination.files=[gone.txt]", "out=gone")
+    assert not Path("out").exists()
 
 
-def test_the_standard_library_is_found_without_tests_and_packages():
-    names = [name for name, _ in SOURCES["python-stdlib"]().documents()]
-    assert {"dataclasses.py", "json/decoder.py"} <= set(names)
-    assert not [name for name in names if "site-packages" in name or "/test/" in f"/{name}"]
-    assert names == sorted(names, key=lambda name: Path(name))
+def test_a_source_without_training_documents_is_named(corpus: Path, capsys: pytest.CaptureFixture[str]):
+    code = "sources.code.filters"
+    assert main(["prepare", "recipe.yaml", f"{code}.profile=code", f"{code}.code.min_alphanumeric=1"]) == 0
+    assert "warning: source code has no document to train on" in capsys.readouterr().out
+    assert "**code has no document to train on**" in Path("out/CARD.md").read_text()
 
 
 def test_the_shipped_recipes_are_valid():
     shipped = sorted((configs_root() / "data").glob("*.yaml"))
-    assert shipped
+    assert len(shipped) > 1
     for path in shipped:
-        assert load(Recipe, [str(path)], {"sources.*": SOURCES}).out.startswith("data/")
+        assert load_recipe([str(path)]).out.startswith("data/")
+
+
+def test_the_recipe_on_the_card_is_the_recipe(corpus: Path):
+    prepared()
+    yaml = Path("out/CARD.md").read_text().split("```yaml\n")[1].split("```")[0]
+    Path("again.yaml").write_text(f"out: out\n{yaml}")
+    assert load_recipe(["again.yaml"]).hash == load_recipe(["recipe.yaml"]).hash
+    assert "gopher" not in yaml
+
+
+def test_a_source_is_tried_without_writing(corpus: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["read", "recipe.yaml", "prose", "100", "sources.prose.filters.profile=prose"]) == 0
+    found = capsys.readouterr().out
+    for line in ("--- dropped: prose:empty.txt (empty)", "--- not read: latin.txt (undecodable)", "| gopher_few_words | 0"):
+        assert line in found
+    assert "--- dropped: prose:0.txt (gopher_" in found
+    assert main(["read", "recipe.yaml", "2"]) == 0
+    assert capsys.readouterr().out.count("\n--- ") + 1 == 4
+    assert not Path("out").exists()
 
 
 def test_the_command_line_prepares_verifies_and_shows(corpus: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["prepare", "recipe.yaml"]) == 0
     assert "train: " in capsys.readouterr().out
+    assert main(["prepare", "recipe.yaml", "out=other", "--until", "duplicates"]) == 0
+    assert "| prose | exact duplicates | 0 | 0 | 62 | " in capsys.readouterr().out
+    assert main(["prepare", "recipe.yaml", "out=other", "--until", "tokens"]) == 0
+    assert "| train | " in capsys.readouterr().out
     assert main(["verify", "out"]) == 0
     assert "are whole" in capsys.readouterr().out
     assert main(["show", "out", "2", "--split", "validation"]) == 0
@@ -255,6 +273,6 @@ def test_the_command_line_prepares_verifies_and_shows(corpus: Path, capsys: pyte
 def test_the_script_runs_from_any_folder(corpus: Path):
     script = Path(prepare_module.__file__).with_name("run.py")
     command = [sys.executable, str(script), "prepare", "recipe.yaml"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert result.returncode == 0, result.stderr
     assert Manifest.load("out").totals("train").documents > 50

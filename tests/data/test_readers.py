@@ -62,7 +62,7 @@ def test_no_files_at_all_is_an_error(tmp_path: Path, reader: type):
         read(reader(str(tmp_path)))
 
 
-@pytest.mark.parametrize("kind", READERS)
+@pytest.mark.parametrize("kind", [kind for kind in READERS if kind != "python-stdlib"])
 def test_settings_are_checked(kind: str):
     with pytest.raises(ConfigError, match=r"here\.(root|path) \(none\) must be given"):
         READERS[kind]().check("here")
@@ -112,7 +112,8 @@ def test_every_bad_line_is_named(tmp_path: Path):
     assert report.examples["malformed"] == ["bad.jsonl#3", "bad.jsonl#7", "bad.jsonl#9"]
 
 
-NAMES = st.lists(st.text("ab/", min_size=1, max_size=5).map(lambda s: s.strip("/").replace("//", "/")).filter(bool), max_size=6)
+PATHS = st.text("ab/", min_size=1, max_size=5).map(lambda s: "/".join(filter(None, s.split("/")))).filter(bool)
+NAMES = st.lists(PATHS, max_size=6)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

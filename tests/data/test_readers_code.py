@@ -4,7 +4,9 @@ import random
 import subprocess
 from pathlib import Path
 
-from data_prep.readers import SourceCode
+import pytest
+
+from data_prep.readers import PythonStdlib, SourceCode
 from llm.errors import DataError
 from tests.data.reading import read, read_all
 
@@ -77,3 +79,17 @@ def test_ignored_files_are_those_of_git(tmp_path: Path):
         except DataError:
             ours = []
         assert ours == sorted(theirs, key=lambda name: name.split("/"))
+
+
+def test_the_standard_library_is_read_without_tests_and_packages():
+    texts, dropped = read(PythonStdlib())
+    assert {"s:dataclasses.py", "s:json/decoder.py"} <= set(texts)
+    assert not [id for id in texts if "site-packages" in id or "/test/" in id or id.startswith("s:test/")]
+    assert ("test", "test/") in dropped
+    assert {reason for reason, _ in dropped} <= {"test", "another package", "undecodable"}
+
+
+def test_a_python_without_sources_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    with pytest.raises(DataError, match=r"the standard library in .* has no \.py files"):
+        read(PythonStdlib())

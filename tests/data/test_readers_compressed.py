@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from data_prep.readers import JsonLines
+from data_prep.readers import JsonLines, TextFiles
 from data_prep.readers.streams import BrokenStream, read_lines
 from tests.data.reading import GOOD, lines, read
 
@@ -73,3 +73,19 @@ def test_a_file_without_line_ends_does_not_fill_the_memory(tmp_path: Path):
     path.write_bytes(zstandard.compress(b"x" * 100)[:-3])
     with pytest.raises(BrokenStream, match="truncated"):
         list(read_lines(path, 1000))
+
+
+def test_text_files_are_decompressed(tmp_path: Path):
+    text = "one line\nand another\n" * 50
+    for name, content in (
+        ("a.txt", text.encode()),
+        ("b.txt.gz", gzip.compress(text.encode())),
+        ("c.txt.zst", zstandard.compress(text.encode())),
+        ("d.txt.gz", gzip.compress(text.encode())[:-9]),
+        ("e.txt.gz", b"no gzip"),
+        ("f.txt.zst", zstandard.compress(text.encode() * 2)),
+    ):
+        (tmp_path / name).write_bytes(content)
+    texts, dropped = read(TextFiles(str(tmp_path), ["*.txt", "*.txt.gz", "*.txt.zst"], max_bytes=len(text)))
+    assert texts == {f"s:{name}": text for name in ("a.txt", "b.txt.gz", "c.txt.zst")}
+    assert dropped == [("truncated", "d.txt.gz"), ("damaged", "e.txt.gz"), ("too large", "f.txt.zst")]

@@ -21,7 +21,7 @@ from llm.train import checkpoint_files as files
 from llm.train.config import load_config
 
 TINY = ["configs/exp/tiny.yaml", "data.manifest=data", "data.sequence_length=16"]
-RECIPE = "out: out\nsources: {a: {kind: files, files: ['text/*'], licence: none}}\ntokenizer: {vocabulary: 300}\n"
+RECIPE = "out: out\nsources: {a: {read: {kind: text, root: text}, licence: none}}\ntokenizer: {vocabulary: 300}\nworkers: 1\n"
 LEFT = "runs/old/checkpoints/step-9"
 
 
@@ -42,7 +42,7 @@ def template(tmp_path_factory) -> Path:
         "number.yaml": b"include: 5\n",
         "circle.yaml": b"include: circle.yaml\n",
         "recipe.yaml": RECIPE.encode(),
-        "nofiles.yaml": b"out: out\nsources: {a: {kind: files, licence: none}}\n",
+        "nofiles.yaml": b"out: out\nsources: {a: {read: text, licence: none}}\n",
         "mine/thesis.txt": b"years of work",
         "text/a.txt": b"to be or not to be\n" * 9,
         "binary/a.bin": bytes(range(256)),
@@ -78,8 +78,8 @@ def write_run(folder: Path, tokenizer: bytes) -> None:
 
 
 def content(folder: Path) -> dict[str, bytes | None]:
-    """Every path below `folder`, and the files' bytes."""
-    return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+    """Every path below `folder`, and the files' bytes, but for the figures of a run."""
+    return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*") if path.name != "run.json"}
 
 
 def refused(main, words: list[str], sentence: str, folder: Path, capsys) -> None:
@@ -148,18 +148,23 @@ def refused(main, words: list[str], sentence: str, folder: Path, capsys) -> None
         (data.main, ["prepare", "nowhere.yaml"], "nowhere.yaml does not exist"),
         (data.main, ["prepare", "recipe.yaml", "validation=2"], "validation"),
         (data.main, ["prepare", "recipe.yaml", "sources.a.weight=inf"], "sources.a.weight (inf)"),
-        (data.main, ["prepare", "recipe.yaml", "sources.a.files=[hollow/*]"], "files (hollow/*) match nothing"),
-        (data.main, ["prepare", "recipe.yaml", "sources.a.files=[binary/*]"], "hold no text at all"),
-        (data.main, ["prepare", "nofiles.yaml"], "must name at least one file"),
+        (data.main, ["prepare", "recipe.yaml", "sources.a.read.root=hollow"], "files (*.txt, *.md) match nothing in hollow"),
+        (data.main, ["prepare", "recipe.yaml", "sources.a.read.root=binary", "sources.a.read.files=['*']"], "hold no text at all"),
+        (data.main, ["prepare", "nofiles.yaml"], "sources.a.read.root (none) must be given"),
         (data.main, ["prepare", "recipe.yaml", "out=mine"], "holds other files (thesis.txt)"),
         (data.main, ["prepare", "recipe.yaml", "out=empty.yaml"], "empty.yaml is a file"),
         (data.main, ["prepare", "recipe.yaml", "out=data"], "add --replace"),
-        (data.main, ["prepare", "recipe.yaml", "out=data", "sources.a.files=[binary/*]", "--replace"], "hold no text at all"),
+        (
+            data.main,
+            ["prepare", "recipe.yaml", "out=data", "sources.a.read.root=binary", "sources.a.read.files=['*']", "--replace"],
+            "hold no text at all",
+        ),
         (
             data.main,
             ["prepare", "recipe.yaml", "out=data", "tokenizer.path=list.yaml", "--replace"],
             "list.yaml is no tokenizer.json",
         ),
+        (data.main, ["read", "recipe.yaml", "b"], "source b is none of the recipe"),
         (data.main, ["verify", "nowhere"], "nowhere"),
         (data.main, ["show", "data", "-1"], "n (-1)"),
     ],
