@@ -30,7 +30,7 @@ endef
 
 # Checks go from cheap to dear and share few cores, also under `make -j`.
 .NOTPARALLEL:
-.PHONY: help env peers demo test test-all lint test-fast test-processes test-speed format check-cuda-constraints clean
+.PHONY: help env peers demo test test-all lint test-fast test-processes test-speed bench-data format check-cuda-constraints clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 32
@@ -72,10 +72,16 @@ test-processes: env ## tests that start ranks, commands and environments of thei
 test-speed: peers ## the mixers' cores beside other projects', at 70 % of what the whole benchmark asks for
 	$(call check,speed,$(BIN)/python -W ignore benchmarks/mixers.py --check 0.7 --tables core --tokens 2048 --dtypes fp32 --rounds 3 --threads 1)
 
+bench-data: peers ## the data layer beside other projects': reading, tokenising, near duplicates; fails below its floors
+	$(call check,bench: reading,$(one_thread) $(BIN)/python -W ignore benchmarks/data.py --check 1.0)
+	$(call check,bench: tokenising,$(one_thread) $(BIN)/python -W ignore benchmarks/data_tokenizing.py --check 1.0)
+	$(call check,bench: near duplicates,$(one_thread) $(BIN)/python -W ignore benchmarks/dedup.py --check 1.0)
+
 test-all: test ## adds the long tiers
 	$(call check,pytest: long tier,$(one_thread) $(PYTEST) -m slow)
 	$(call check,speed: the whole table,$(BIN)/python -W ignore benchmarks/mixers.py --check 1.0)
 	$(call check,speed: peak memory,$(BIN)/python -W ignore benchmarks/mixers.py --memory)
+	$(MAKE) bench-data
 	$(MAKE) check-cuda-constraints
 
 format: env ## format and mend what ruff can
