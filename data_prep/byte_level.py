@@ -107,7 +107,7 @@ def _check_model(model: dict[str, Any]) -> None:
     for setting in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         if model.get(setting):
             raise Untranslatable(f"its model has {setting}")
-    if not _ALPHABET.keys() <= model["vocab"].keys():
+    if not ALPHABET.keys() <= model["vocab"].keys():
         raise Untranslatable("its vocabulary lacks single bytes")
 
 
@@ -117,10 +117,10 @@ def _ranks(model: dict[str, Any], special: set[str]) -> tuple[dict[str, int], in
     order = {pair: rank for rank, pair in enumerate(pairs)}
     size = len(order)
     # bytes come before every merge, tokens out of merging's reach behind
-    ranks = {byte: rank - 256 for rank, byte in enumerate(_ALPHABET)}
+    ranks = {byte: rank - 256 for rank, byte in enumerate(ALPHABET)}
     whole = size
     for token in model["vocab"]:
-        if len(token) < 2 or not _ALPHABET.keys() >= set(token):
+        if len(token) < 2 or not ALPHABET.keys() >= set(token):
             continue
         rank, parts = _merge(token, order)
         if parts == 1:
@@ -148,11 +148,11 @@ def _alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + k): byte for k, byte in enumerate(others)}
 
 
-_ALPHABET = _alphabet()
+ALPHABET = _alphabet()
 
 
 def _bytes(token: str) -> bytes:
-    return bytes(_ALPHABET[character] for character in token)
+    return bytes(ALPHABET[character] for character in token)
 
 
 def unequal_characters(pattern: str) -> str:
