@@ -135,3 +135,10 @@ def _byte_fallback() -> dict[str, Any]:
     content = trained(byte_level_only())
     content["model"]["byte_fallback"] = True
     return content
+
+
+def loaded(content: dict[str, Any]) -> Tokenizer:
+    """By the library alone, special tokens in text staying text."""
+    tokenizer = Tokenizer.from_str(json.dumps(content))
+    tokenizer.encode_special_tokens = True
+    return tokenizer
