@@ -12,6 +12,7 @@ import argparse
 import os
 import statistics
 import sys
+import sysconfig
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,6 @@ os.environ["RAYON_NUM_THREADS"] = "1"
 
 from data_prep.bpe import train_bpe
 from data_prep.encoder import Encoder
-from data_prep.sources import StdlibSource
 from llm.data.tokenizer import parse_tokenizer
 
 OURS, THEIRS = "ours", "tokenizers"
@@ -45,9 +45,9 @@ class Rates(NamedTuple):
 
 def texts(files: list[str], megabytes: float) -> list[str]:
     """UTF-8 files, every so-manyth of them so that together they hold about `megabytes`; without files Python's own sources."""
-    roots = [Path(name) for name in files]
-    found = [path for root in roots for path in (sorted(root.rglob("*")) if root.is_dir() else [root])]
-    found = [path for path in found if path.is_file()] if files else [path for _, path in StdlibSource(tests=True).documents()]
+    roots = [Path(name) for name in files] or [Path(sysconfig.get_path("stdlib"))]
+    found = [path for root in roots for path in (sorted(root.rglob("*" if files else "*.py")) if root.is_dir() else [root])]
+    found = [path for path in found if path.is_file() and "site-packages" not in path.parts]
     step = max(1, int(sum(path.stat().st_size for path in found) / (megabytes * 1e6)))
     read = (path.read_bytes() for path in found[::step])
     return [content.decode() for content in read if _is_text(content)]

@@ -2,11 +2,13 @@
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from data_prep.byte_level import ALPHABET
+from llm.data.tokenizer import parse_tokenizer
 
 BYTE_FALLBACK = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -39,3 +41,12 @@ def byte_lengths(tokenizer_json: bytes) -> np.ndarray:
 
 def _length(name: str) -> int:
     return 1 if BYTE_FALLBACK.fullmatch(name) else len(name.replace("▁", " ").encode())
+
+
+def text_sizes(tokenizer_json: bytes) -> Callable[[np.ndarray], int]:
+    """ids of a document -> UTF-8 bytes of its text."""
+    if is_byte_level(json.loads(tokenizer_json)):
+        lengths = byte_lengths(tokenizer_json)
+        return lambda ids: int(lengths[ids].sum())
+    tokenizer = parse_tokenizer(tokenizer_json)
+    return lambda ids: len(tokenizer.decode(ids.tolist(), skip_special_tokens=False).encode())

@@ -258,7 +258,7 @@ def test_the_command(tokenizer_json: bytes, tmp_path: Path, monkeypatch: pytest.
     run(
         "datatrove", "x.ds", "--tokenizer", "t.json", "--out", "a", "--document-token", "7", "--licence", "MIT", "--validation", "0"
     )
-    assert "2 documents kept" in capsys.readouterr().out
+    assert "documents kept: 2" in capsys.readouterr().out
     manifest = Manifest.load("a")
     assert [d.tokens.tolist() for d in documents(manifest, "train")] == [[0, 1, 2], [0, 3]]
     assert manifest.sources["converted"].licence == "MIT"
