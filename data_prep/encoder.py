@@ -89,7 +89,7 @@ class Encoder:
                 place = self._reference.decode(theirs[max(0, at - 8) : at + 8], skip_special_tokens=False)
                 raise DataError(
                     f"encoder ({self.name}) must give the ids of tokenizers and differs at {place!r} (token {at} of a text of "
-                    f"{len(text)} characters); encode with engine: tokenizers, and report the text"
+                    f"{len(text)} characters); install the versions of constraints.txt, and report the text"
                 )
 
     def _take_tiktoken(self, content: dict[str, Any]) -> None:
