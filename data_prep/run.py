@@ -1,4 +1,4 @@
-"""`braid-data`: from text to a dataset of shards; trying a source out; checking and showing datasets."""
+"""`braid-data`: from text, or data of other projects, to a dataset; trying sources and tokenizers out; checking and showing."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,10 @@ import argparse
 import os
 from itertools import islice
 
+from data_prep import tokenizer_command
 from data_prep.card import untrained
+from data_prep.convert import command as convert_command
+from data_prep.convert import index_command
 from data_prep.outcome import Outcome
 from data_prep.prepare import prepare
 from data_prep.progress import progress_bars
@@ -61,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("n", nargs="?", type=int, default=3)
     show.add_argument("--split", default="train")
     show.set_defaults(run=_show)
+    for command in (tokenizer_command, convert_command, index_command):
+        command.add_parser(commands)
     return parser
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from llm.data.manifest import REMEDY, VERSION, Manifest, Shard
+from llm.data.foreign import open_shard
+from llm.data.manifest import REMEDY, VERSION, Foreign, Manifest, Shard
 from llm.data.shard import META, OpenFiles, ShardReader
 from llm.data.write import find_members
 from llm.errors import DataError
@@ -22,17 +23,20 @@ def verify(manifest: Manifest, shards: Iterable[Shard] | None = None) -> None:
     Raises:
         DataError: naming the first shard that is wrong.
     """
-    files = OpenFiles()
+    files, tars = OpenFiles(), set[Foreign]()
     for shard in manifest.shards if shards is None else shards:
         path = manifest.locate(shard)
         content = path.read_bytes()
-        reader = ShardReader(manifest, shard, files)
+        reader = open_shard(manifest, shard, files)
         # blocks and members first: they say where the damage is
         tokens = reader.tokens(0, shard.tokens)
         _check_index(manifest, reader, tokens)
         if hashlib.sha256(content).hexdigest() != shard.sha256:
             raise DataError(f"shard {path} is corrupt outside its tokens (sha256 differs); {REMEDY}")
         _check_tar(manifest, shard, path, content)
+        if shard.foreign and shard.foreign not in tars:
+            _check_foreign(manifest.root / shard.foreign.path, shard.foreign)
+            tars.add(shard.foreign)
 
 
 def _check_index(manifest: Manifest, reader: ShardReader, tokens: np.ndarray) -> None:
@@ -65,3 +69,10 @@ def _check_tar(manifest: Manifest, shard: Shard, path: Path, content: bytes) -> 
     told |= {key: getattr(shard, key) for key in ("source", "split", "tokens", "documents", "text_bytes")}
     if meta != told:
         raise DataError(f"shard {path}: its {META} contradicts the manifest; prepare the dataset again")
+
+
+def _check_foreign(path: Path, foreign: Foreign) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != foreign.sha256:
+        raise DataError(f"tar {path} is not the one that was indexed, outside of its documents (sha256 differs); index it again")

@@ -67,7 +67,7 @@ class Tars:
         wanted = {self.extension, "json", "cls"}
         key, sample = "", {}
         try:
-            for name, member in _members(stream):
+            for name, member in members(stream):
                 match = MEMBER.fullmatch(name)
                 if match is None:
                     log.drop("member without a key", f"{file.name}#{name}")
@@ -79,8 +79,8 @@ class Tars:
                 # a key whose only members are of other kinds is a sample too
                 sample.setdefault("", b"")
                 if match[2] in wanted:
-                    sample[match[2]] = None if member.size > self.max_bytes else _content(stream, member)
-        except _Broken as broken:
+                    sample[match[2]] = None if member.size > self.max_bytes else content_of(stream, member)
+        except Broken as broken:
             # the sample at hand may lack a member
             return log.drop(broken.reason, f"{file.name}#{key} and the rest")
         if sample:
@@ -106,14 +106,16 @@ class Tars:
         yield from log.record(place, text, metadata | {name: fields[name] for name in self.metadata if name in fields})
 
 
-class _Broken(Exception):
+class Broken(Exception):
+    """A tar that is cut short or damaged; reason: TRUNCATED or DAMAGED."""
+
     def __init__(self, reason: str):
         super().__init__(reason)
         self.reason = reason
 
 
-def _members(stream: BinaryIO) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    """Regular files of the tar. Raises _Broken where it is cut short or damaged."""
+def members(stream: BinaryIO) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    """Regular files of the tar. Raises Broken where it is cut short or damaged."""
     try:
         with tarfile.open(fileobj=stream, mode="r:", errors="backslashreplace") as tar:
             while member := tar.next():
@@ -123,19 +125,20 @@ def _members(stream: BinaryIO) -> Iterator[tuple[str, tarfile.TarInfo]]:
                     yield member.name, member
             end = tar.offset
     except (tarfile.TarError, EOFError, ValueError) as error:
-        raise _Broken(TRUNCATED if "unexpected end" in str(error) or "truncated" in str(error) else DAMAGED) from None
+        raise Broken(TRUNCATED if "unexpected end" in str(error) or "truncated" in str(error) else DAMAGED) from None
     # tarfile takes a header that is wrong for the end of the tar; the end is a block of zeros
     stream.seek(end)
     block = stream.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE:
-        raise _Broken(TRUNCATED)
+        raise Broken(TRUNCATED)
     if any(block):
-        raise _Broken(DAMAGED)
+        raise Broken(DAMAGED)
 
 
-def _content(stream: BinaryIO, member: tarfile.TarInfo) -> bytes:
+def content_of(stream: BinaryIO, member: tarfile.TarInfo) -> bytes:
+    """A member's content. Raises Broken where the tar ends within it."""
     stream.seek(member.offset_data)
     content = stream.read(member.size)
     if len(content) < member.size:
-        raise _Broken(TRUNCATED)
+        raise Broken(TRUNCATED)
     return content

@@ -7,6 +7,7 @@ from pathlib import Path
 import xxhash
 
 from data_prep.bpe import train_bpe
+from data_prep.encoder import Encoder
 from data_prep.recipe import Recipe, TokenizerConfig
 from data_prep.stages.duplicates import kept_documents
 from data_prep.stages.work import Work
@@ -32,13 +33,15 @@ def run(recipe: Recipe, work: Work, workers: Workers, track: Track, text_bytes: 
 
 
 def given(config: TokenizerConfig) -> bytes | None:
-    """The tokenizer.json that the recipe names. Raises DataError when it is none, or lacks the document token."""
+    """The tokenizer.json that the recipe names. Raises DataError: it is none, lacks the document token, or makes it from text."""
     if config.path is None:
         return None
     if not Path(config.path).is_file():
         raise DataError(f"tokenizer.path ({config.path}) does not exist; leave it out to train one")
     content = Path(config.path).read_bytes()
     tokenizer_info(content, config.path)
+    # what it refuses is said now, and not when everything else is done
+    Encoder(content)
     return content
 
 

@@ -17,6 +17,8 @@ from llm.data.write import tokenizer_info
 
 # of the texts that are encoded at once
 CHARACTERS = 1 << 20
+# of each part and split that are encoded by `tokenizers` too, to see that ids agree
+CHECKED = 4
 
 
 def run(validation: float, work: Work, workers: Workers, track: Track) -> None:
@@ -33,6 +35,7 @@ def encode_part(part: int, work: Work, validation: float) -> None:
         texts[split(text, validation)].append(text)
     pieces, lengths = [], {}
     for name, mine in texts.items():
+        encoder.check(mine[:CHECKED])
         ids = [[document_token, *ids] for batch in _batches(mine) for ids in encoder.encode(batch)]
         pieces += [np.array(document, dtype=dtype).tobytes() for document in ids]
         lengths[name] = np.array([len(document) for document in ids], dtype=np.int64)

@@ -34,8 +34,20 @@ class Member:
 
 
 @dataclass(frozen=True)
+class Foreign:
+    """A tar of others that an index points into. path: absolute, or relative to the manifest. sha256: of the whole file."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Shard:
-    """One tar. path: relative to the manifest. text_bytes: UTF-8 bytes of its documents' text. sha256: of the whole file."""
+    """One tar. path: relative to the manifest. text_bytes: UTF-8 bytes of its documents' text. sha256: of the whole file.
+
+    foreign: where the tokens lie, of a shard that is but an index (`foreign.py`).
+    """
 
     path: str
     split: str
@@ -46,6 +58,7 @@ class Shard:
     text_bytes: int
     sha256: str
     members: dict[str, Member]
+    foreign: Foreign | None = None
 
 
 @dataclass(frozen=True)
@@ -159,6 +172,10 @@ class Manifest:
     def _content(self) -> dict[str, Any]:
         content = asdict(self)
         del content["root"], content["remote"]
+        for shard in content["shards"]:
+            # most shards hold their tokens, and manifests that were written before there were others keep their hash
+            if shard["foreign"] is None:
+                del shard["foreign"]
         # through JSON, so that tuples compare and hash as the lists they are read back as
         return json.loads(json.dumps({"version": VERSION, **content}))
 
@@ -175,14 +192,16 @@ class Manifest:
             )
 
     def _check_shard(self, shard: Shard) -> None:
-        path = self.root / shard.path
-        if not path.is_file():
-            raise DataError(f"shard {path} is missing; {REMEDY}")
-        size = path.stat().st_size
-        if size != shard.bytes:
-            raise DataError(
-                f"shard {path} has {size} bytes where the manifest says {shard.bytes}; copy it again or prepare the dataset again"
-            )
+        for file in (shard, shard.foreign) if shard.foreign else (shard,):
+            path = self.root / file.path
+            if not path.is_file():
+                raise DataError(f"shard {path} is missing; {REMEDY}")
+            size = path.stat().st_size
+            if size != file.bytes:
+                raise DataError(
+                    f"shard {path} has {size} bytes where the manifest says {file.bytes}; copy it again or prepare the dataset "
+                    "again"
+                )
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -279,6 +298,11 @@ def _fetch(remote: RemoteFolder) -> bytes:
 def _check_remote(shards: tuple[Shard, ...], remote: RemoteFolder) -> None:
     for shard in shards:
         path = PurePosixPath(shard.path)
+        if shard.foreign:
+            raise DataError(
+                f"manifest {remote.url}/{NAME}: the tokens of shard {shard.path} lie in {shard.foreign.path}, which can be read "
+                "from a disk alone; copy both there"
+            )
         # nothing is written outside of the cache, whatever a manifest says
         if path.is_absolute() or ".." in path.parts or path.suffix != ".tar":
             raise DataError(f"manifest {remote.url}/{NAME}: shard {shard.path} is no .tar below it; prepare the dataset again")
@@ -305,4 +329,5 @@ def _check_sha256(content: bytes, sha256: str) -> None:
 
 def _shard(values: dict[str, Any]) -> Shard:
     members = {name: Member(**member) for name, member in values["members"].items()}
-    return Shard(**{**values, "members": members})
+    foreign = Foreign(**values["foreign"]) if "foreign" in values else None
+    return Shard(**{**values, "members": members, "foreign": foreign})

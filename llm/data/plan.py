@@ -27,9 +27,10 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from llm.data.foreign import open_shard
 from llm.data.manifest import Manifest, write_whole
 from llm.data.packing import Pieces, bestfit
-from llm.data.shard import OpenFiles, ShardReader
+from llm.data.shard import OpenFiles
 from llm.errors import DataError
 
 MAGIC = b"BRAIDPK1"
@@ -139,7 +140,7 @@ def _fetched(manifest: Manifest, path: Path) -> bool:
 
 
 def _lengths_packed(manifest: Manifest, split: str, sequence_length: int) -> Plan:
-    readers = (ShardReader(manifest, shard, files) for files in [OpenFiles()] for shard in manifest.split(split))
+    readers = (open_shard(manifest, shard, files) for files in [OpenFiles()] for shard in manifest.split(split))
     groups = ((reader.shard.path, np.diff(reader.doc_ends, prepend=0)) for reader in readers)
     return make_plan(manifest.hash, split, sequence_length, groups)
 

@@ -12,9 +12,10 @@ from fractions import Fraction
 import numpy as np
 
 from llm.data.config import DataConfig
+from llm.data.foreign import open_shard
 from llm.data.manifest import Manifest
 from llm.data.rows import ContiguousRows, PermutedRows, Place, packed
-from llm.data.shard import OpenFiles, ShardReader
+from llm.data.shard import OpenFiles
 from llm.data.tape import Rows, Tape
 from llm.errors import ConfigError, DataError, did_you_mean
 
@@ -158,6 +159,6 @@ def documents(manifest: Manifest, split: str) -> Iterator[Document]:
     """The documents of a split, in stored order. Raises DataError for an empty split or a damaged shard."""
     files = OpenFiles()
     for shard in manifest.split(split):
-        reader = ShardReader(manifest, shard, files)
+        reader = open_shard(manifest, shard, files)
         for low, high, size in zip(reader.doc_starts, reader.doc_ends, reader.text_bytes, strict=True):
             yield Document(reader.tokens(int(low), int(high)).astype(np.int64), int(size), shard.source)

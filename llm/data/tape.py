@@ -11,8 +11,9 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
+from llm.data.foreign import open_shard
 from llm.data.manifest import Manifest, Shard
-from llm.data.shard import OpenFiles, ShardReader
+from llm.data.shard import OpenFiles
 
 # of labels that no token is scored for, as torch's cross entropy takes it
 NOT_SCORED = -100
@@ -45,7 +46,7 @@ class Tape:
     """first: [shards + 1], where each shard begins on the tape, and the tape's end."""
 
     def __init__(self, manifest: Manifest, shards: Sequence[Shard], files: OpenFiles):
-        self.readers = [ShardReader(manifest, shard, files) for shard in shards]
+        self.readers = [open_shard(manifest, shard, files) for shard in shards]
         self.first = list(accumulate((shard.tokens for shard in shards), initial=0))
         self._document_token = manifest.tokenizer.document_token
 

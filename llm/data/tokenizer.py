@@ -27,6 +27,9 @@ def parse_tokenizer(content: bytes, name: str = "tokenizer.json") -> Tokenizer:
     except Exception as error:
         raise DataError(f"{name} is no tokenizer.json ({error}); write one with Tokenizer.save") from None
     tokenizer.encode_special_tokens = True
+    # settings for batches of short texts, saved by some publishers: they would drop the rest of a document in silence
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     return tokenizer
 
 

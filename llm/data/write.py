@@ -12,7 +12,7 @@ import google_crc32c
 import numpy as np
 from webdataset import TarWriter
 
-from llm.data.manifest import NAME, TOKENIZER, VERSION, Manifest, Member, Shard, Source, TokenizerInfo, write_whole
+from llm.data.manifest import NAME, TOKENIZER, VERSION, Foreign, Manifest, Member, Shard, Source, TokenizerInfo, write_whole
 from llm.data.shard import BLOCK, CRC, DOC_ENDS, META, TEXT_ENDS, TOKENS, token_dtype
 from llm.data.tokenizer import DOCUMENT_TOKEN, parse_tokenizer, vocabulary_size
 from llm.errors import DataError
@@ -100,26 +100,41 @@ def write_shard(
         path: of the tar. tokens: ids in the tokenizer's dtype; the document token opens every document.
         lengths, text_bytes: int64 [documents], tokens and bytes of UTF-8 text of each.
     """
-    counts = {"tokens": int(lengths.sum()), "documents": len(lengths), "text_bytes": int(text_bytes.sum())}
+    return write_index(path, tokenizer, source, split, {TOKENS: tokens, CRC: block_checksums(tokens)}, lengths, text_bytes)
+
+
+def write_index(
+    path: Path,
+    tokenizer: TokenizerInfo,
+    source: str,
+    split: str,
+    content: Mapping[str, bytes],
+    lengths: np.ndarray,
+    text_bytes: np.ndarray,
+    foreign: Foreign | None = None,
+) -> Shard:
+    """Write the tar of a shard whose tokens are `content`, or lie in a `foreign` tar and are told of by it."""
+    documents, tokens, size = len(lengths), int(lengths.sum()), int(text_bytes.sum())
     meta = {
         "version": VERSION,
         "dtype": token_dtype(tokenizer.vocabulary).name,
         "tokenizer": tokenizer.sha256,
         "source": source,
         "split": split,
-        **counts,
+        "tokens": tokens,
+        "documents": documents,
+        "text_bytes": size,
     }
     members = {
-        TOKENS: tokens,
+        **content,
         DOC_ENDS: np.cumsum(lengths).astype("<u8").tobytes(),
         TEXT_ENDS: np.cumsum(text_bytes).astype("<u8").tobytes(),
-        CRC: block_checksums(tokens),
         META: json.dumps(meta, sort_keys=True).encode(),
     }
-    content = _tar(path.stem, members)
-    write_whole(path, content)
-    digest = hashlib.sha256(content).hexdigest()
-    return Shard(path.name, split, source, len(content), **counts, sha256=digest, members=find_members(content, path.stem))
+    tar = _tar(path.stem, members)
+    write_whole(path, tar)
+    found, digest = find_members(tar, path.stem), hashlib.sha256(tar).hexdigest()
+    return Shard(path.name, split, source, len(tar), tokens, documents, size, digest, found, foreign)
 
 
 def tokenizer_info(content: bytes, name: str = "tokenizer.json") -> TokenizerInfo:
