@@ -3,6 +3,7 @@
 Killed anywhere and started again, it makes the same bytes as undisturbed, whatever `workers` is (`stages`).
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -28,6 +29,7 @@ from llm.data.shard import token_dtype
 from llm.data.write import tokenizer_info
 from llm.errors import DataError
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 # what the dataset was prepared from; lets a second run see that there is nothing to do
 RECORD = "prepared.json"
 # what a preparation may have left
@@ -51,17 +53,26 @@ def prepare(recipe: Recipe, replace: bool = False, until: str | None = None) -> 
         return _there(out, record)
     tokenizer.given(recipe.tokenizer)
     key = hashlib.sha256(json.dumps([record, FORMAT]).encode()).hexdigest()[:16]
+    try:
+        with work.opened(out, key) as folder:
+            return _prepare(recipe, folder, record, until)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise DataError(f"out ({out}) cannot be written ({error.strerror}); make room, and run the same command to go on") from None
+
+
+def _prepare(recipe: Recipe, folder: Work, record: dict, until: str | None) -> Manifest | Outcome:
     seconds: dict[str, float] = {}
-    with work.opened(out, key) as folder, progress_bars() as bars:
-        with Workers(recipe.processes) as workers:
-            for stage in _timed(_stages(recipe, folder, workers, bars), seconds):
-                if stage == until:
-                    return Outcome.of(recipe, folder)
-            start = time.monotonic()
-            written = _shards(recipe, folder, workers, bars)
-            seconds["shards"] = time.monotonic() - start
-        manifest = _finish(recipe, folder, written, record, seconds)
-        work.remove(out)
+    with progress_bars() as bars, Workers(recipe.processes) as workers:
+        for stage in _timed(_stages(recipe, folder, workers, bars), seconds):
+            if stage == until:
+                return Outcome.of(recipe, folder)
+        start = time.monotonic()
+        written = _shards(recipe, folder, workers, bars)
+        seconds["shards"] = time.monotonic() - start
+    manifest = _finish(recipe, folder, written, record, seconds)
+    work.remove(Path(recipe.out))
     return manifest
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import xxhash
 
 from data_prep.bpe import train_bpe
+from data_prep.encoder import Encoder
 from data_prep.recipe import Recipe, TokenizerConfig
 from data_prep.stages.duplicates import kept_documents
 from data_prep.stages.work import Work
@@ -39,6 +40,8 @@ def given(config: TokenizerConfig) -> bytes | None:
         raise DataError(f"tokenizer.path ({config.path}) does not exist; leave it out to train one")
     content = Path(config.path).read_bytes()
     tokenizer_info(content, config.path)
+    # what it refuses is refused before hours of work
+    Encoder(content)
     return content
 
 
