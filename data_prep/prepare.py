@@ -14,10 +14,10 @@ from pathlib import Path
 
 from rich.progress import Progress
 
+from data_prep.bars import progress_bars, reading, tracker
 from data_prep.card import write_card
 from data_prep.clean import Report
 from data_prep.outcome import Outcome
-from data_prep.progress import progress_bars, reading, tracker
 from data_prep.readers import ReadLog
 from data_prep.recipe import Recipe
 from data_prep.report import write_report, write_run
@@ -49,10 +49,10 @@ def prepare(recipe: Recipe, replace: bool = False, until: str | None = None) -> 
     out = Path(recipe.out)
     _check_place(out)
     record = {"recipe": recipe.hash, "inputs": fingerprint(recipe)}
-    if (out / NAME).exists() and not replace:
-        return _there(out, record)
-    tokenizer.given(recipe.tokenizer)
     key = hashlib.sha256(json.dumps([record, FORMAT]).encode()).hexdigest()[:16]
+    if (out / NAME).exists() and not replace:
+        return _there(out, record, key)
+    tokenizer.given(recipe.tokenizer)
     try:
         with work.opened(out, key) as folder:
             return _prepare(recipe, folder, record, until)
@@ -76,7 +76,7 @@ def _prepare(recipe: Recipe, folder: Work, record: dict, until: str | None) -> M
     return manifest
 
 
-def _there(out: Path, record: dict) -> Manifest:
+def _there(out: Path, record: dict, key: str) -> Manifest:
     try:
         same = json.loads((out / RECORD).read_bytes()) == record
     except (OSError, ValueError):
@@ -85,8 +85,10 @@ def _there(out: Path, record: dict) -> Manifest:
         law = "holds a dataset of another recipe or of other files"
         raise DataError(f"out ({out}) {law}; choose another out=..., or add --replace")
     manifest = Manifest.load(out)
-    # of a run that was killed when all else was done
-    work.remove(out)
+    if (out / WORK / key).exists():
+        # of a run that was killed when all else was done
+        with work.opened(out, key):
+            work.remove(out)
     return manifest
 
 

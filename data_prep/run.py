@@ -12,10 +12,10 @@ import argparse
 import os
 from itertools import islice
 
+from data_prep.bars import progress_bars
 from data_prep.card import untrained
 from data_prep.outcome import Outcome
 from data_prep.prepare import prepare
-from data_prep.progress import progress_bars
 from data_prep.recipe import load_recipe
 from data_prep.report import REPORT
 from data_prep.stages import STAGES
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("stopped; prepare goes on from here when it is run again", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # the reader of our output, such as head, has seen enough
