@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from itertools import groupby
 
+from data_prep.markup import markdown
 from data_prep.outcome import Outcome
 from data_prep.report import REPORT
-from data_prep.tables import markdown
 from llm.data.manifest import Manifest, write_whole
 
 CARD = "CARD.md"

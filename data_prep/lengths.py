@@ -27,8 +27,8 @@ def histogram(work: Work) -> dict[str, np.ndarray]:
 
 def plot(counts: dict[str, np.ndarray], path: Path) -> None:
     """The same bytes for the same counts."""
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.add_subplot(xscale="log", yscale="log", xlabel="tokens of a document", ylabel="documents")
+    figure = Figure(figsize=(8, 4))
+    axes = figure.add_axes((0.09, 0.13, 0.89, 0.84), xscale="log", yscale="log", xlabel="tokens of a document", ylabel="documents")
     filled = np.flatnonzero(sum(counts.values()))
     low, high = filled[0], filled[-1] + 1
     for source, mine in counts.items():

@@ -8,12 +8,12 @@ from data_prep.clean import Report
 from data_prep.decontaminate import FileReport
 from data_prep.dedup_report import SourceCounts
 from data_prep.ledger import Processed, Row, rows
+from data_prep.markup import markdown
 from data_prep.recipe import Recipe
 from data_prep.stages import documents
 from data_prep.stages.tokenizer import SPLITS
 from data_prep.stages.tokens import lengths
 from data_prep.stages.work import Work, load
-from data_prep.tables import markdown
 
 
 @dataclass(frozen=True)

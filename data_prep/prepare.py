@@ -3,6 +3,7 @@
 Killed anywhere and started again, it makes the same bytes as undisturbed, whatever `workers` is (`stages`).
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -13,10 +14,10 @@ from pathlib import Path
 
 from rich.progress import Progress
 
+from data_prep.bars import progress_bars, reading, tracker
 from data_prep.card import write_card
 from data_prep.clean import Report
 from data_prep.outcome import Outcome
-from data_prep.progress import progress_bars, reading, tracker
 from data_prep.readers import ReadLog
 from data_prep.recipe import Recipe
 from data_prep.report import write_report, write_run
@@ -28,6 +29,7 @@ from llm.data.shard import token_dtype
 from llm.data.write import tokenizer_info
 from llm.errors import DataError
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 # what the dataset was prepared from; lets a second run see that there is nothing to do
 RECORD = "prepared.json"
 # what a preparation may have left
@@ -47,25 +49,34 @@ def prepare(recipe: Recipe, replace: bool = False, until: str | None = None) -> 
     out = Path(recipe.out)
     _check_place(out)
     record = {"recipe": recipe.hash, "inputs": fingerprint(recipe)}
-    if (out / NAME).exists() and not replace:
-        return _there(out, record)
-    tokenizer.given(recipe.tokenizer)
     key = hashlib.sha256(json.dumps([record, FORMAT]).encode()).hexdigest()[:16]
+    if (out / NAME).exists() and not replace:
+        return _there(out, record, key)
+    tokenizer.given(recipe.tokenizer)
+    try:
+        with work.opened(out, key) as folder:
+            return _prepare(recipe, folder, record, until)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise DataError(f"out ({out}) cannot be written ({error.strerror}); make room, and run the same command to go on") from None
+
+
+def _prepare(recipe: Recipe, folder: Work, record: dict, until: str | None) -> Manifest | Outcome:
     seconds: dict[str, float] = {}
-    with work.opened(out, key) as folder, progress_bars() as bars:
-        with Workers(recipe.processes) as workers:
-            for stage in _timed(_stages(recipe, folder, workers, bars), seconds):
-                if stage == until:
-                    return Outcome.of(recipe, folder)
-            start = time.monotonic()
-            written = _shards(recipe, folder, workers, bars)
-            seconds["shards"] = time.monotonic() - start
-        manifest = _finish(recipe, folder, written, record, seconds)
-        work.remove(out)
+    with progress_bars() as bars, Workers(recipe.processes) as workers:
+        for stage in _timed(_stages(recipe, folder, workers, bars), seconds):
+            if stage == until:
+                return Outcome.of(recipe, folder)
+        start = time.monotonic()
+        written = _shards(recipe, folder, workers, bars)
+        seconds["shards"] = time.monotonic() - start
+    manifest = _finish(recipe, folder, written, record, seconds)
+    work.remove(Path(recipe.out))
     return manifest
 
 
-def _there(out: Path, record: dict) -> Manifest:
+def _there(out: Path, record: dict, key: str) -> Manifest:
     try:
         same = json.loads((out / RECORD).read_bytes()) == record
     except (OSError, ValueError):
@@ -74,8 +85,10 @@ def _there(out: Path, record: dict) -> Manifest:
         law = "holds a dataset of another recipe or of other files"
         raise DataError(f"out ({out}) {law}; choose another out=..., or add --replace")
     manifest = Manifest.load(out)
-    # of a run that was killed when all else was done
-    work.remove(out)
+    if (out / WORK / key).exists():
+        # of a run that was killed when all else was done
+        with work.opened(out, key):
+            work.remove(out)
     return manifest
 
 

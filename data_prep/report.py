@@ -2,17 +2,17 @@
 
 import json
 import resource
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 from data_prep.lengths import histogram, plot
+from data_prep.markup import block, code
 from data_prep.outcome import Outcome
-from data_prep.tables import block, code
 from llm.data.manifest import Manifest, write_whole
 
 REPORT = "report"
+FILES = ("report.json", "duplicates.json", "contamination.json", "drops.md", "lengths.png", "run.json")
 
 
 def write_report(manifest: Manifest, outcome: Outcome) -> None:
@@ -22,8 +22,9 @@ def write_report(manifest: Manifest, outcome: Outcome) -> None:
     drops.md: samples of what each step dropped. lengths.png: of the documents.
     """
     folder = manifest.root / REPORT
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
+    for old in [*(folder / name for name in FILES), *folder.glob(".*.tmp")]:
+        old.unlink(missing_ok=True)
     lengths = histogram(outcome.work)
     _json(folder / "report.json", {"sources": _sources(outcome), "lengths": {name: c.tolist() for name, c in lengths.items()}})
     if outcome.duplicates is not None:

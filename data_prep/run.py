@@ -13,12 +13,12 @@ import os
 from itertools import islice
 
 from data_prep import tokenizer_command
+from data_prep.bars import progress_bars
 from data_prep.card import untrained
 from data_prep.convert import command as convert_command
 from data_prep.convert import index_command
 from data_prep.outcome import Outcome
 from data_prep.prepare import prepare
-from data_prep.progress import progress_bars
 from data_prep.recipe import load_recipe
 from data_prep.report import REPORT
 from data_prep.stages import STAGES
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("stopped; prepare goes on from here when it is run again", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # the reader of our output, such as head, has seen enough

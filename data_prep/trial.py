@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 from data_prep.clean import Report
 from data_prep.ledger import Processed, rows
+from data_prep.markup import markdown
 from data_prep.readers import ReadLog
 from data_prep.recipe import Recipe
 from data_prep.stages.documents import Part, new_ledger, process
 from data_prep.stages.work import Text
-from data_prep.tables import markdown
 
 
 def tried(recipe: Recipe, source: str, n: int) -> Iterator[str]:

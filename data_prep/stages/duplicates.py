@@ -7,9 +7,8 @@ from itertools import chain
 import numpy as np
 
 from data_prep.dedup import DedupConfig, are_dropped, join_duplicates
-from data_prep.dedup_report import SourceCounts
 from data_prep.signatures import Document, Signed, batches, sign_batch
-from data_prep.stages.work import Text, Work, load, read_documents, save
+from data_prep.stages.work import Text, Work, read_documents, save
 from data_prep.workers import Track, Workers
 from llm.data.manifest import write_whole
 
@@ -29,11 +28,6 @@ def sign_part(part: tuple[int, str], work: Work, config: DedupConfig) -> list[Si
     number, source = part
     documents = (Document(id, source, text) for id, text in read_documents(work.documents(number)))
     return [sign_batch(batch, config) for batch in batches(documents)]
-
-
-def counts(work: Work, source: str) -> SourceCounts:
-    """Of a source that may have no documents."""
-    return SourceCounts(**load(work.duplicates)["sources"].get(source, {}))
 
 
 def kept_documents(work: Work, part: int) -> list[Text]:

@@ -40,7 +40,7 @@ def given(config: TokenizerConfig) -> bytes | None:
         raise DataError(f"tokenizer.path ({config.path}) does not exist; leave it out to train one")
     content = Path(config.path).read_bytes()
     tokenizer_info(content, config.path)
-    # what it refuses is said now, and not when everything else is done
+    # what it refuses is refused before hours of work
     Encoder(content)
     return content
 

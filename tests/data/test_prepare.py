@@ -1,8 +1,10 @@
 """Preparing: from text files to a dataset, the same bytes every time, nothing dropped in silence."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -134,6 +136,14 @@ def test_the_dataset_there_is_whole_until_the_new_one_has_its_shards(corpus: Pat
     assert prepared("tokenizer.vocabulary=280", replace=True).hash != first.hash
 
 
+def test_the_work_of_another_recipe_is_kept_by_one_that_is_done(corpus: Path):
+    prepared()
+    assert main(["prepare", "recipe.yaml", "shard_tokens=100", "--replace", "--until", "documents"]) == 0
+    (other,) = (path for path in Path("out/.work").iterdir() if path.is_dir())
+    prepared()
+    assert other.is_dir()
+
+
 def test_a_folder_is_prepared_by_one_process_at_a_time(corpus: Path):
     with (
         prepare_module.work.opened(Path("out"), "key"),
@@ -141,6 +151,19 @@ def test_a_folder_is_prepared_by_one_process_at_a_time(corpus: Path):
     ):
         prepared()
     prepared()
+
+
+def test_a_full_disk_and_ctrl_c_are_told_and_gone_on_from(corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    whole = prepared("out=whole")
+    for error, status, said in (
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "error: out (out) cannot be written (No space left on device)"),
+        (KeyboardInterrupt(), 130, "stopped; prepare goes on from here"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr("data_prep.stages.shards.write_shard", Mock(side_effect=error))
+            assert main(["prepare", "recipe.yaml"]) == status
+        assert said in capsys.readouterr().err
+    assert prepared() == whole
 
 
 def test_a_document_keeps_its_side_when_others_come(corpus: Path):

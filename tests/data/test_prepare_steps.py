@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.clean import clean
+from data_prep.markup import code, markdown
 from data_prep.outcome import Outcome
 from data_prep.prepare import prepare
 from data_prep.recipe import load_recipe
 from data_prep.stages import documents, duplicates
 from data_prep.stages.shards import pack
 from data_prep.stages.work import Work, opened, read_documents
-from data_prep.tables import code, markdown
 from data_prep.workers import Workers
 from llm.data import Manifest
 from llm.data import documents as documents_of
