@@ -25,6 +25,7 @@ from data_prep.stages import STAGES
 from data_prep.trial import tried
 from data_prep.verify import verify
 from llm.data import Manifest, documents, load_tokenizer
+from llm.data.plan import plan_path, planned
 from llm.errors import BraidError, ConfigError, did_you_mean
 
 
@@ -64,6 +65,13 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("n", nargs="?", type=int, default=3)
     show.add_argument("--split", default="train")
     show.set_defaults(run=_show)
+    plan = commands.add_parser(
+        "plan", help="make the plan of bestfit packing; for datasets that runs cannot write to, or elsewhere"
+    )
+    plan.add_argument("dataset")
+    plan.add_argument("sequence_length", type=int)
+    plan.add_argument("--split", default="train")
+    plan.set_defaults(run=_plan)
     for command in (tokenizer_command, convert_command, index_command):
         command.add_parser(commands)
     return parser
@@ -105,6 +113,13 @@ def _show(arguments: argparse.Namespace) -> None:
     for k, document in enumerate(islice(documents(manifest, arguments.split), arguments.n)):
         print(f"--- document {k} · {document.source} · {len(document.tokens)} tokens · {document.text_bytes} bytes of text")
         print(tokenizer.decode(document.tokens[1:].tolist(), skip_special_tokens=False))
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    manifest = Manifest.load(arguments.dataset)
+    plan = planned(manifest, arguments.split, arguments.sequence_length)
+    path = plan_path(manifest.root, arguments.split, arguments.sequence_length)
+    print(f"{path}: {len(plan):,} sequences of {arguments.sequence_length} tokens, {plan.padding:.4%} padding")
 
 
 def _summary(manifest: Manifest) -> None:

@@ -287,6 +287,10 @@ def test_the_command_line_prepares_verifies_and_shows(corpus: Path, capsys: pyte
     assert "are whole" in capsys.readouterr().out
     assert main(["show", "out", "2", "--split", "validation"]) == 0
     assert capsys.readouterr().out.count("--- document") == 2
+    assert main(["plan", "out", "64"]) == 0
+    assert capsys.readouterr().out.startswith("out/train.bestfit-64.plan: ")
+    assert main(["plan", "out", "0"]) == 2
+    assert "sequence_length (0) must be at least 1" in capsys.readouterr().err
     shard = Path("out/shard-00000.tar")
     shard.write_bytes(shard.read_bytes()[:-1])
     assert main(["verify", "out"]) == 2
