@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -100,7 +101,7 @@ def write_shard(
         path: of the tar. tokens: ids in the tokenizer's dtype; the document token opens every document.
         lengths, text_bytes: int64 [documents], tokens and bytes of UTF-8 text of each.
     """
-    counts = {"tokens": int(lengths.sum()), "documents": len(lengths), "text_bytes": int(text_bytes.sum())}
+    counts: dict[str, Any] = {"tokens": int(lengths.sum()), "documents": len(lengths), "text_bytes": int(text_bytes.sum())}
     meta = {
         "version": VERSION,
         "dtype": token_dtype(tokenizer.vocabulary).name,
