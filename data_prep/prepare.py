@@ -6,8 +6,6 @@ Killed anywhere and started again, it makes the same bytes as undisturbed, whate
 import errno
 import hashlib
 import json
-import os
-import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ from data_prep.bars import progress_bars, reading, tracker
 from data_prep.card import write_card
 from data_prep.clean import Report
 from data_prep.outcome import Outcome
+from data_prep.place import check_place
 from data_prep.readers import ReadLog
 from data_prep.recipe import Recipe
 from data_prep.report import write_report, write_run
@@ -32,8 +31,6 @@ from llm.errors import DataError
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # what the dataset was prepared from; lets a second run see that there is nothing to do
 RECORD = "prepared.json"
-# what a preparation may have left
-WRITTEN = re.compile(r"shard-\d+\.tar|tokenizer\.json|CARD\.md|prepared\.json|report")
 
 
 def prepare(recipe: Recipe, replace: bool = False, until: str | None = None) -> Manifest | Outcome:
@@ -47,7 +44,7 @@ def prepare(recipe: Recipe, replace: bool = False, until: str | None = None) -> 
         DataError: no text, a tokenizer that is none, or a folder that holds another dataset or other files.
     """
     out = Path(recipe.out)
-    _check_place(out)
+    check_place(out)
     record = {"recipe": recipe.hash, "inputs": fingerprint(recipe)}
     key = hashlib.sha256(json.dumps([record, FORMAT]).encode()).hexdigest()[:16]
     if (out / NAME).exists() and not replace:
@@ -90,20 +87,6 @@ def _there(out: Path, record: dict, key: str) -> Manifest:
         with work.opened(out, key):
             work.remove(out)
     return manifest
-
-
-def _check_place(out: Path) -> None:
-    """Raise DataError unless `out` is a dataset, an interrupted one, empty, or can be made."""
-    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        law = "is not writable" if there.is_dir() else "is a file"
-        raise DataError(f"out ({out}) cannot be made: {there} {law}; choose another out=...")
-    if there != out or (out / NAME).exists():
-        return
-    names = sorted(path.name for path in out.iterdir())
-    foreign = [name for name in names if not name.startswith(".") and not WRITTEN.fullmatch(name)]
-    if foreign or (names and not {TOKENIZER, WORK} & set(names)):
-        raise DataError(f"out ({out}) holds other files ({(foreign or names)[0]}); choose another out=..., or an empty folder")
 
 
 def fingerprint(recipe: Recipe) -> str:

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from data_prep.convert.ids import ConvertConfig, Counts, Cutter
-from data_prep.place import check_place
+from data_prep.place import check_new
 from data_prep.token_bytes import text_sizes
 from llm.data.manifest import Manifest, Source, write_whole
 from llm.data.write import DatasetWriter, tokenizer_info
@@ -29,7 +29,7 @@ def convert(reader: Reader, tokenizer_json: bytes, out: Path, config: ConvertCon
         ConfigError: settings that cannot work.
     """
     cut = Cutter(tokenizer_info(tokenizer_json), config)
-    check_place(out)
+    check_new(out)
     size_of = text_sizes(tokenizer_json)
     writer = DatasetWriter(out, tokenizer_json, {config.source: Source(config.weight, config.licence)}, config.shard_tokens)
     for place, ids in reader.documents():

@@ -11,7 +11,7 @@ import numpy as np
 from data_prep.convert.convert import finish
 from data_prep.convert.ids import ConvertConfig, Counts, Cutter
 from data_prep.convert.tars import arrays
-from data_prep.place import check_place
+from data_prep.place import check_new
 from data_prep.token_bytes import text_sizes
 from llm.data.foreign import ARRAY, ARRAYS, DTYPES
 from llm.data.manifest import TOKENIZER, Foreign, Manifest, Shard, Source, write_whole
@@ -31,7 +31,7 @@ def index_arrays(
     """
     info = tokenizer_info(tokenizer_json)
     cut = Cutter(info, config)
-    check_place(out, tars)
+    check_new(out, tars)
     size_of = text_sizes(tokenizer_json)
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / TOKENIZER, tokenizer_json)

@@ -8,7 +8,7 @@ from data_prep.clean import Report
 from data_prep.convert.convert import finish
 from data_prep.convert.ids import KEPT, ConvertConfig, Counts
 from data_prep.encoder import Encoder
-from data_prep.place import check_place
+from data_prep.place import check_new
 from data_prep.readers import ReadLog, Tars
 from llm.data.manifest import Manifest, Source
 from llm.data.write import DatasetWriter
@@ -30,7 +30,7 @@ def encode_texts(
         DataError: no text at all, a folder that is not empty. ConfigError: settings that cannot work.
     """
     config.check()
-    check_place(out, tars)
+    check_new(out, tars)
     encoder, report = Encoder(tokenizer_json), Report()
     writer = DatasetWriter(out, tokenizer_json, {config.source: Source(config.weight, config.licence)}, config.shard_tokens)
     texts = _texts(tars, extension, text, ReadLog(config.source, report))

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from data_prep import prepare as prepare_module
 from data_prep.clean import clean
+from data_prep.filters import PROFILES
+from data_prep.readers import READERS
 from data_prep.recipe import load_recipe
 from data_prep.run import main
 from data_prep.verify import verify
@@ -255,6 +257,15 @@ def test_the_shipped_recipes_are_valid():
     assert len(shipped) > 1
     for path in shipped:
         assert load_recipe([str(path)]).out.startswith("data/")
+
+
+def test_the_recipe_of_the_docs_is_valid(tmp_path: Path):
+    page = configs_root().parent / "docs" / "preparing.md"
+    (tmp_path / "recipe.yaml").write_text(page.read_text().split("```yaml\n")[1].split("```")[0])
+    recipe = load_recipe([str(tmp_path / "recipe.yaml")])
+    assert {kind for kind in READERS if f"| `{kind}` |" in page.read_text()} == set(READERS)
+    assert {profile for profile in PROFILES if f"| `{profile}` |" in page.read_text()} == set(PROFILES)
+    assert (recipe.workers, recipe.decontamination.fields) == (None, ["question", "answer"])
 
 
 def test_the_recipe_on_the_card_is_the_recipe(corpus: Path):
