@@ -18,6 +18,7 @@ from data_prep.verify import verify
 from llm.data import DataConfig, Manifest, TokenStream, documents, load_tokenizer
 from llm.data.foreign import DTYPES, open_shard
 from llm.data.manifest import Source
+from llm.data.remote import CacheConfig
 from llm.data.shard import OpenFiles
 from llm.data.write import DatasetWriter
 from llm.errors import BraidError, DataError
@@ -342,3 +343,10 @@ def test_a_tar_is_never_written_over(tokenizer_json: bytes, tmp_path: Path):
     with pytest.raises(DataError, match=r"holds other files \(shard-00000\.tar\)"):
         encode_texts([write_tar(tmp_path / "other.tar", [[1]])], tokenizer_json, tmp_path, ALL)
     assert tar.read_bytes() == before
+
+
+def test_an_index_is_not_read_from_elsewhere(indexed: Manifest, tmp_path: Path):
+    with pytest.raises(
+        DataError, match=r"the tokens of shard index-00000\.tar lie in .*0\.tar, which can be read from a disk alone"
+    ):
+        Manifest.load(f"file://{indexed.root}", CacheConfig(folder=str(tmp_path / "cache")))
