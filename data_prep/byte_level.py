@@ -24,7 +24,7 @@ GPT2 = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S
 # `Digits(individual_digits)` before GPT-2's, as in StarCoder and SmolLM: white space may now end before a digit
 GPT2_DIGITS = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"""
 _WORDS = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
-_CL100K = r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"""
+_CL100K = r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|%s| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"""
 _CASED = r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]%s[\p{Ll}\p{Lm}\p{Lo}\p{M}]%s(?i:'s|'t|'re|'ve|'m|'ll|'d)?"""
 _O200K = "|".join(
     [_CASED % ("*", "+"), _CASED % ("+", "*"), r"\p{N}{1,3}", r" ?[^\s\p{L}\p{N}]+[\r\n/]*", r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+"]
@@ -33,9 +33,12 @@ PATTERNS = {
     GPT2: "GPT-2's",
     _WORDS % r"\p{N}{1,3}": "Llama 3's",
     _WORDS % r"\p{N}": "Qwen 2's",
-    _CL100K: "GPT-4's",
+    _CL100K % r"\p{N}{1,3}": "GPT-4's",
+    _CL100K % r"\p{N}{1,2}": "nanochat's",
     _O200K: "GPT-4o's",
 }
+# the rank of a pair that is not on the list
+NEVER = 1 << 62
 CLASSES = "L N M Lu Lt Lm Lo Ll".split()
 
 
@@ -58,7 +61,7 @@ class Translation:
 
 
 def translate(content: dict[str, Any]) -> Translation:
-    """The parsed tokenizer.json for tiktoken. Raises Untranslatable.
+    """The parsed tokenizer.json, as the library writes it, for tiktoken. Raises Untranslatable.
 
     Normaliser, added tokens and characters of unequal classes are the caller's to look out for, text by text.
     """
@@ -104,7 +107,7 @@ def _split_pattern(split: dict[str, Any]) -> tuple[str, str]:
 def _check_model(model: dict[str, Any]) -> None:
     if model["type"] != "BPE":
         raise Untranslatable(f"its model is {model['type']}, not BPE")
-    for setting in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+    for setting in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         if model.get(setting):
             raise Untranslatable(f"its model has {setting}")
     if not ALPHABET.keys() <= model["vocab"].keys():
@@ -135,9 +138,14 @@ def _ranks(model: dict[str, Any], special: set[str]) -> tuple[dict[str, int], in
 def _merge(token: str, order: dict[tuple[str, ...], int]) -> tuple[int, int]:
     """The rank of the last step of merging the token's characters, and how many parts are left."""
     parts, last = list(token), -1
-    while steps := [(order[pair], k) for k, pair in enumerate(pairwise(parts)) if pair in order]:
-        last, k = min(steps)
+    ranks = [order.get(pair, NEVER) for pair in pairwise(parts)]
+    while ranks and (rank := min(ranks)) < NEVER:
+        last, k = rank, ranks.index(rank)
         parts[k : k + 2] = [parts[k] + parts[k + 1]]
+        del ranks[k]
+        for left in (k - 1, k):
+            if 0 <= left < len(ranks):
+                ranks[left] = order.get((parts[left], parts[left + 1]), NEVER)
     return last, len(parts)
 
 
@@ -155,10 +163,10 @@ def _bytes(token: str) -> bytes:
     return bytes(ALPHABET[character] for character in token)
 
 
-def unequal_characters(pattern: str) -> str:
+def unequal_characters(pattern: str) -> frozenset[str]:
     """Characters that the two regex engines put into different classes of `pattern`; none where their Unicode is of one age."""
     classes = [rf"\p{{{name}}}" for name in CLASSES if rf"\p{{{name}}}" in pattern]
-    return "".join(sorted(set().union(*map(_unequal, [*classes, r"\s"]))))
+    return frozenset().union(*map(_unequal, [*classes, r"\s"]))
 
 
 @lru_cache

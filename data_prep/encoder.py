@@ -8,7 +8,6 @@ the tokenizer and the text, whichever way they were found.
 
 import json
 import re
-import sys
 import unicodedata
 from typing import Any
 
@@ -59,7 +58,8 @@ class Encoder:
             raise ConfigError(f"engine ({engine}) is unknown; use one of {', '.join(ENGINES)}")
         self._arguments = (tokenizer_json, engine)
         self._reference = parse_tokenizer(tokenizer_json)
-        content = json.loads(tokenizer_json)
+        # as the library writes it, with every field that older files leave out
+        content = json.loads(self._reference.to_str())
         self._probes = (*AWKWARD, *_literals(content["added_tokens"]))
         self._check_specials(content)
         self._translation: Translation | None = None
@@ -99,7 +99,10 @@ class Encoder:
                 raise Untranslatable(f"its normaliser ({normalizer['type']}) may change any text")
             self._translation = translate(content)
             self._nfc = normalizer is not None
-            self._exotic = _exotic(content, self._translation.pattern, self._nfc)
+            self._words = _plain_words(content["added_tokens"])
+            self._unequal = unequal_characters(self._translation.pattern)
+            if min(self._unequal, default="\x80") < "\x80":
+                raise Untranslatable("the libraries' regular expressions differ in ASCII")
             self.check(list(self._probes))
         except (Untranslatable, DataError) as reason:
             self._translation, self.why = None, str(reason)
@@ -112,16 +115,22 @@ class Encoder:
 
     def _is_plain(self, text: str) -> bool:
         """Whether the proof covers it."""
-        return not (
-            (self._exotic is not None and self._exotic.search(text))
-            or (self._nfc and not unicodedata.is_normalized("NFC", text))
-            or (len(text) > LONG_SPACE and _has_long_space(text))
-        )
+        if not text.isascii() and (self._unequal or self._nfc):
+            characters = set(text)
+            if not self._unequal.isdisjoint(characters):
+                return False
+            # what is no character to this Python may be composed with others by one library and not by the other
+            if self._nfc and not (
+                unicodedata.is_normalized("NFC", text) and all(unicodedata.category(c) != "Cn" for c in characters)
+            ):
+                return False
+        return not (any(word in text for word in self._words) or (len(text) > LONG_SPACE and _has_long_space(text)))
 
     def _check_specials(self, content: dict[str, Any]) -> None:
-        special = {token["content"] for token in content["added_tokens"] if token["special"]} | {DOCUMENT_TOKEN}
+        names = {token["content"] for token in content["added_tokens"] if token["special"]}
         # what stands for the unknown is made from text by its nature
-        special = {self._reference.token_to_id(token) for token in special - {_unknown(content["model"])}}
+        names = names - {_unknown(content["model"])} | {DOCUMENT_TOKEN}
+        special = {self._reference.token_to_id(name) for name in names}
         for text, ids in zip(self._probes, self._by_tokenizers(list(self._probes)), strict=True):
             if made := special.intersection(ids):
                 raise DataError(
@@ -140,25 +149,10 @@ def _literals(added: list[dict[str, Any]]) -> list[str]:
     return names + [f"before{name} after {name}\n{name}{name}" for name in names]
 
 
-def _exotic(content: dict[str, Any], pattern: str, nfc: bool) -> re.Pattern[str] | None:
-    """What a text must not hold to be encoded by tiktoken."""
-    characters = set(unequal_characters(pattern))
-    if nfc:
-        # the two libraries may know other compositions of characters that this Python does not know
-        characters |= {c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c) == "Cn"}
-    words = {token["content"] for token in content["added_tokens"] if not token["special"]}
-    words |= {unicodedata.normalize("NFC", word) for word in words}
-    alternatives = [re.escape(word) for word in sorted(words)]
-    if characters:
-        alternatives.append(f"[{_ranges(sorted(map(ord, characters)))}]")
-    return re.compile("|".join(alternatives)) if alternatives else None
-
-
-def _ranges(codes: list[int]) -> str:
-    """The inside of a character class."""
-    ends = [k for k in range(len(codes)) if k + 1 == len(codes) or codes[k + 1] != codes[k] + 1]
-    starts = [0, *(k + 1 for k in ends[:-1])]
-    return "".join(f"\\U{codes[a]:08x}-\\U{codes[b]:08x}" for a, b in zip(starts, ends, strict=True))
+def _plain_words(added: list[dict[str, Any]]) -> list[str]:
+    """Added tokens that are no special ones: `tokenizers` looks for them in text."""
+    words = {token["content"] for token in added if not token["special"]}
+    return sorted(words | {unicodedata.normalize("NFC", word) for word in words})
 
 
 def _has_long_space(text: str) -> bool:

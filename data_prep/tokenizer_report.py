@@ -52,7 +52,7 @@ class _Measure:
         self.encoder = Encoder(content)
         self._tokenizer = parse_tokenizer(content)
         self._lengths = byte_lengths(content)
-        self._special = {token["id"] for token in json.loads(content)["added_tokens"] if token["special"]}
+        self._special = {token["id"] for token in json.loads(self._tokenizer.to_str())["added_tokens"] if token["special"]}
         self._used = np.zeros(len(self._lengths), dtype=np.int64)
         self.sources: dict[str, Counts] = {}
 

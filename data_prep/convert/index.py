@@ -11,7 +11,7 @@ import numpy as np
 from data_prep.convert.convert import finish
 from data_prep.convert.ids import ConvertConfig, Counts, Cutter
 from data_prep.convert.tars import arrays
-from data_prep.place import check_new
+from data_prep.place import LEFT, check_new
 from data_prep.token_bytes import text_sizes
 from llm.data.foreign import ARRAY, ARRAYS, DTYPES
 from llm.data.manifest import TOKENIZER, Foreign, Manifest, Shard, Source, write_whole
@@ -96,8 +96,8 @@ class _IndexWriter:
     def close(self) -> Manifest:
         """The manifest, not written yet, once indexes of an interrupted earlier writer are removed."""
         names = {shard.path for shard in self._shards}
-        for stale in self._manifest.root.glob("index-*.tar"):
-            if stale.name not in names:
+        for stale in self._manifest.root.glob("index-?????.tar"):
+            if stale.name not in names and LEFT.fullmatch(stale.name):
                 stale.unlink()
         return replace(self._manifest, shards=tuple(self._shards))
 

@@ -30,7 +30,8 @@ def encode_texts(
         DataError: no text at all, a folder that is not empty. ConfigError: settings that cannot work.
     """
     config.check()
-    check_new(out, tars)
+    # not beside the tars: shards that an interrupted writer left are removed by their names
+    check_new(out)
     encoder, report = Encoder(tokenizer_json), Report()
     writer = DatasetWriter(out, tokenizer_json, {config.source: Source(config.weight, config.licence)}, config.shard_tokens)
     texts = _texts(tars, extension, text, ReadLog(config.source, report))

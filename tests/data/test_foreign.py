@@ -18,6 +18,7 @@ from data_prep.verify import verify
 from llm.data import DataConfig, Manifest, TokenStream, documents, load_tokenizer
 from llm.data.foreign import DTYPES, open_shard
 from llm.data.manifest import Source
+from llm.data.remote import CacheConfig
 from llm.data.shard import OpenFiles
 from llm.data.write import DatasetWriter
 from llm.errors import BraidError, DataError
@@ -29,6 +30,7 @@ Arrays = list[list[int]]
 
 def write_tar(path: Path, arrays: Arrays, dtype: str = "<i4", extension: str = "npy", key: str = "{:06d}") -> Path:
     """By webdataset's own writer."""
+    path.parent.mkdir(exist_ok=True)
     with webdataset.TarWriter(str(path), encoder=False) as tar:
         for k, ids in enumerate(arrays):
             buffer = io.BytesIO()
@@ -340,5 +342,13 @@ def test_a_tar_is_never_written_over(tokenizer_json: bytes, tmp_path: Path):
         index_arrays([tar], tokenizer_json, tmp_path, ALL)
     tar = tar.rename(tmp_path / "shard-00000.tar")
     with pytest.raises(DataError, match=r"holds other files \(shard-00000\.tar\)"):
-        encode_texts([write_tar(tmp_path / "other.tar", [[1]])], tokenizer_json, tmp_path, ALL)
+        encode_texts([tar], tokenizer_json, tmp_path, ALL)
     assert tar.read_bytes() == before
+    beside = write_tar(tmp_path / "kept" / "index-train.tar", [[1]])
+    index_arrays([beside], tokenizer_json, tmp_path / "kept", ALL)
+    assert stored(Manifest.load(tmp_path / "kept")) == [[0, 1]]
+
+
+def test_an_index_is_not_read_from_elsewhere(indexed: Manifest, tmp_path: Path):
+    with pytest.raises(DataError, match=r"tokens of shard index-00000\.tar lie in .*0\.tar, which can be read from a disk"):
+        Manifest.load(f"file://{indexed.root}", CacheConfig(folder=str(tmp_path / "cache")))

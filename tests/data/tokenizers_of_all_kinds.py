@@ -10,7 +10,7 @@ from data_prep import byte_level
 from data_prep.bpe import train_bpe
 from data_prep.encoder import AWKWARD
 
-LLAMA3, QWEN2, GPT4, GPT4O = [pattern for pattern in byte_level.PATTERNS if pattern != byte_level.GPT2]
+LLAMA3, QWEN2, GPT4, NANOCHAT, GPT4O = [pattern for pattern in byte_level.PATTERNS if pattern != byte_level.GPT2]
 TEXTS = [
     *AWKWARD,
     *(f"the quick brown fox number {k} jumps over the lazy dog's {'ab' * (k % 7)} {'   ' * (k % 5)}end" for k in range(300)),
@@ -83,6 +83,15 @@ def with_plain_added_token(content: dict[str, Any]) -> dict[str, Any]:
     return json.loads(tokenizer.to_str())
 
 
+def of_old(content: dict[str, Any]) -> dict[str, Any]:
+    """Without the fields that came later, as GPT-2's own file is, and with an unknown token, which bytes never need."""
+    old = {key: content[key] for key in ("pre_tokenizer", "decoder", "added_tokens", "model")}
+    old["model"] = {"vocab": content["model"]["vocab"], "merges": [" ".join(pair) for pair in content["model"]["merges"]]}
+    old["model"]["unk_token"] = content["added_tokens"][0]["content"]
+    del old["pre_tokenizer"]["use_regex"]
+    return old
+
+
 def translatable() -> dict[str, dict[str, Any]]:
     """By name, the tokenizers that tiktoken has an equal of."""
     llama3 = trained(split(LLAMA3), ignore_merges=True)
@@ -95,6 +104,8 @@ def translatable() -> dict[str, dict[str, Any]]:
         "an unreachable token": with_unreachable_token(trained(byte_level_only())),
         "qwen-2": with_plain_added_token(trained(split(QWEN2), normalizer=normalizers.NFC())),
         "gpt-4": trained(split(GPT4, "removed", True)),
+        "nanochat": trained(split(NANOCHAT)),
+        "an old file": of_old(trained(byte_level_only())),
         "gpt-4o": trained(split(GPT4O)),
         "starcoder": trained(digits()),
         "ids with gaps": with_ids(trained(byte_level_only()), lambda id: 3 * id + 7),
