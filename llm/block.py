@@ -10,6 +10,7 @@ from llm.docs import Docs
 from llm.layers import LAYERS
 from llm.mixers import MIXERS
 from llm.ops.norm import RMSNorm
+from llm.parallel import Ranks
 from llm.state import State
 
 
@@ -30,8 +31,8 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(width, norm_eps) if channel else None
         self.ffn = channel(config.ffn, width) if channel else None
 
-    def forward(self, x_BTD: Tensor, state: State | None, docs: Docs | None) -> tuple[Tensor, State]:
-        mixed, state = self.mixer(self.mixer_norm(x_BTD), state, docs)
+    def forward(self, x_BTD: Tensor, state: State | None, docs: Docs | None, ranks: Ranks | None = None) -> tuple[Tensor, State]:
+        mixed, state = self.mixer(self.mixer_norm(x_BTD), state, docs, ranks)
         x_BTD = x_BTD + mixed
         if self.ffn is not None and self.ffn_norm is not None:
             x_BTD = x_BTD + self.ffn(self.ffn_norm(x_BTD))

@@ -17,6 +17,7 @@ from llm.layers import LAYERS
 from llm.mixers import MIXERS
 from llm.ops.cross_entropy import cross_entropy
 from llm.ops.norm import RMSNorm
+from llm.parallel import Ranks
 from llm.sequence import POSITION
 from llm.state import State, StateSpec, place, select
 
@@ -103,26 +104,28 @@ class Decoder(nn.Module):
         docs: Docs | None = None,
         labels_BT: Tensor | None = None,
         last_only: bool = False,
+        ranks: Ranks | None = None,
     ) -> Output:
         """Logits, or with labels the summed loss (labels are already shifted; -100 is not scored).
 
-        last_only: logits of the last token alone, `[B, 1, Z]`.
+        last_only: logits of the last token alone, `[B, 1, Z]`. ranks: those that the sequence is split over; tokens, labels and
+        what comes out are this rank's, state and docs the whole sequence's.
         """
-        x_BTD, state = self._hidden(tokens_BT, state, docs)
+        x_BTD, state = self._hidden(tokens_BT, state, docs, ranks)
         head = self.embedding if self.head is None else self.head
         if labels_BT is not None:
             return Output(None, cross_entropy(x_BTD.flatten(0, 1), head.to(x_BTD.dtype), labels_BT.flatten()), state)
         return Output(F.linear(x_BTD[:, -1:] if last_only else x_BTD, head), None, state)
 
-    def _hidden(self, tokens_BT: Tensor, state: State | None, docs: Docs | None) -> tuple[Tensor, State]:
+    def _hidden(self, tokens_BT: Tensor, state: State | None, docs: Docs | None, ranks: Ranks | None) -> tuple[Tensor, State]:
         x_BTD = F.embedding(tokens_BT, self.embedding)
         new_state: State = {}
         for i, block in enumerate(self.blocks):
             old = None if state is None else {"position": state["position"], **select(state, f"layers.{i}")}
             if self.checkpoint_activations and torch.is_grad_enabled():
-                x_BTD, new = checkpoint(block, x_BTD, old, docs, use_reentrant=False)
+                x_BTD, new = checkpoint(block, x_BTD, old, docs, ranks, use_reentrant=False)
             else:
-                x_BTD, new = block(x_BTD, old, docs)
+                x_BTD, new = block(x_BTD, old, docs, ranks)
             # One position serves all layers.
             new_state["position"] = new.pop("position")
             new_state |= place(new, f"layers.{i}")

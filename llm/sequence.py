@@ -4,7 +4,7 @@ One method per op family. Each takes the state of that name, keeps documents apa
 state, so that isolation and carrying are written here once and never in a mixer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -13,8 +13,13 @@ from torch.nn import functional as F
 
 from llm.docs import Docs
 from llm.ops import dispatch, rotary
+from llm.ops.linear import summary as linear_summary
 from llm.ops.memory.naive import Context, Maps, Memory
 from llm.ops.recurrent.cells import CELLS
+from llm.ops.scan import summary as scan_summary
+from llm.ops.scan.naive import exact
+from llm.parallel import Ranks, collectives, crossing
+from llm.parallel.crossing import Call
 from llm.state import State, StateSpec, accumulator
 
 POSITION = StateSpec((), torch.int64)
@@ -84,37 +89,78 @@ def named(name: str, specs: dict[str, StateSpec]) -> dict[str, StateSpec]:
     return {name + key: spec for key, spec in specs.items()}
 
 
-class Seq:
-    """One pass of one mixer over `[B, T]` tokens.
+class Stretch:
+    """Tokens that an op runs over at once: [first, first + tokens) of the sequence, or some rows of them.
 
-    Args:
-        state: the incoming state, with every entry of the mixer's spec.
-        fresh: whether that state is the initial one, behind which no token lies.
-        docs: where documents start; None: nowhere in this batch.
+    docs: of the whole sequence; None: no document starts in it. offset_B: the position behind which the sequence goes on. fresh:
+    whether no token lies before it.
     """
 
-    def __init__(self, state: State, fresh: bool, docs: Docs | None, tokens: int):
-        self.state = state
-        self.fresh = fresh
-        self.docs = docs
-        self.tokens = tokens
-        self.new_state: State = {"position": self.position_BT[:, -1] + 1}
+    def __init__(self, docs: Docs | None, offset_B: Tensor, first: int, tokens: int, fresh: bool):
+        self.docs, self.offset_B, self.fresh = docs, offset_B, fresh and first == 0
+        self.first, self.tokens = first, tokens
+
+    def rows(self, rows: slice) -> "Stretch":
+        docs = None if self.docs is None else Docs(self.docs.starts_BT[rows])
+        return Stretch(docs, self.offset_B[rows], self.first, self.tokens, self.fresh)
+
+    @property
+    def here(self) -> slice:
+        return slice(self.first, self.first + self.tokens)
 
     @property
     def starts_BT(self) -> Tensor | None:
-        return None if self.docs is None else self.docs.starts_BT
+        return None if self.docs is None else self.docs.starts_BT[:, self.here]
 
     @property
     def position_BT(self) -> Tensor:
         """Each token's position in its document."""
-        offset_B = self.state["position"]
         if self.docs is None:
-            return offset_B[:, None] + torch.arange(self.tokens, device=offset_B.device)
-        return self.docs.position_BT(offset_B)
+            return self.offset_B[:, None] + torch.arange(self.first, self.first + self.tokens, device=self.offset_B.device)
+        return self.docs.position_BT(self.offset_B)[:, self.here]
+
+    @property
+    def phase_BT(self) -> Tensor | None:
+        """Positions, where chunks count from elsewhere than the first token."""
+        return None if self.fresh and self.docs is None else self.position_BT
+
+    def in_last_BT(self, like: Tensor) -> Tensor:
+        """bool: which tokens are of the document that the stretch ends in. like: `[B, ...]`, on the right device."""
+        if self.docs is None:
+            return torch.ones(len(like), self.tokens, dtype=torch.bool, device=like.device)
+        ids = self.docs.id_BT[:, self.here]
+        return ids == ids[:, -1:]
+
+    def unbroken_B(self, like: Tensor) -> Tensor:
+        """bool: whether no document starts in the stretch."""
+        if self.docs is None:
+            return torch.ones(len(like), dtype=torch.bool, device=like.device)
+        return ~self.docs.starts_BT[:, self.here].any(1)
+
+
+class Seq:
+    """One pass of one mixer over `[B, T]` tokens.
+
+    Args:
+        state: the incoming state, with every entry of the mixer's spec; the same on all ranks of a sequence.
+        fresh: whether that state is the initial one, behind which no token lies.
+        docs: where documents start in the whole sequence; None: nowhere.
+        tokens: T, of this rank. ranks: those that the sequence is split over; None: it is not.
+    """
+
+    def __init__(self, state: State, fresh: bool, docs: Docs | None, tokens: int, ranks: Ranks | None = None):
+        self.state = state
+        self.tokens = tokens
+        self.ranks = None if ranks is None or ranks.size == 1 else ranks
+        first, whole = (0, tokens) if self.ranks is None else (self.ranks.rank * tokens, self.ranks.size * tokens)
+        assert docs is None or docs.shape[1] == whole, f"documents of {docs.shape[1]} tokens for a sequence of {whole}"
+        self.here = Stretch(docs, state["position"], first, tokens, fresh)
+        self.whole = Stretch(docs, state["position"], 0, whole, fresh)
+        self.new_state: State = {"position": self.whole.position_BT[:, -1] + 1}
 
     def rotary(self, *streams_BTHK: Tensor, theta: float) -> tuple[Tensor, ...]:
         """Rotary position embedding of each stream, by positions in the document."""
-        position_BT = self.position_BT
+        position_BT = self.here.position_BT
         return tuple(rotary.rotary(x, position_BT, theta) for x in streams_BTHK)
 
     def conv(self, name: str, x_BTD: Tensor, weight_DW: Tensor, bias_D: Tensor | None = None) -> Tensor:
@@ -122,7 +168,19 @@ class Seq:
         tail = self.state[name].to(x_BTD.dtype)
         # a pinned bias is float32 under bfloat16 streams
         weights = weight_DW.to(x_BTD.dtype), None if bias_D is None else bias_D.to(x_BTD.dtype)
-        y, self.new_state[name] = dispatch.run("conv", self.tokens, x_BTD, *weights, tail, self.starts_BT)
+
+        def run(tokens, per_head, state, stretch):
+            y, after = dispatch.run("conv", stretch.tokens, *tokens, *weights, *state, stretch.starts_BT)
+            return (y,), (after,)
+
+        call = Call(x_BTD.shape[-1], (x_BTD,), (), (tail,), (2,), run)
+        if self.ranks is None:
+            (y,), (self.new_state[name],) = call.run(call.tokens, (), call.state, self.here)
+            return y
+        taps = tail.shape[1]
+        assert taps <= self.tokens, f"{taps} tokens of a convolution's tail from a rank that holds {self.tokens}"
+        own = x_BTD[:, self.tokens - taps :] * self.here.in_last_BT(x_BTD)[:, self.tokens - taps :, None]
+        (y,), (self.new_state[name],) = crossing.by_halo(call, self.ranks, self.here, (own,))
         return y
 
     def attention(
@@ -141,38 +199,83 @@ class Seq:
 
         `prefix`: keys and values `[n, G, *]` of no token, which every query sees. `soft_cap` c: scores are c tanh(score / c).
         """
-        k, v = k_BTGK, v_BTGV
-        valid = self.state[f"{name}.valid"]
-        if self.fresh:
-            valid = valid[:, :0]
-        else:
-            k = torch.cat([self.state[f"{name}.k"].to(k.dtype), k], 1)
-            v = torch.cat([self.state[f"{name}.v"].to(v.dtype), v], 1)
         scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
-        streams = (k, v, valid, self.starts_BT)
-        settings = {"window": window, "scale": scale, "prefix": prefix, "soft_cap": soft_cap}
-        y = dispatch.run("attention", self.tokens, q_BTHK, *streams, **settings)
-        self._keep_cache(name, k, v, valid, window)
+        settings = {"window": window, "scale": scale, "soft_cap": soft_cap}
+        keys = [f"{name}.{part}" for part in ("k", "v", "valid")]
+        cache = tuple(self.state[key] for key in keys)
+        cache = (cache[0].to(k_BTGK.dtype), cache[1].to(v_BTGV.dtype), cache[2])
+        if self.here.fresh or (self.ranks is not None and self.whole.fresh):
+            cache = tuple(x[:, :0] for x in cache)
+        fixed = () if prefix is None else tuple(x.transpose(0, 1) for x in prefix)
+
+        def run(tokens, per_head, state, stretch):
+            (q, k, v), (k_past, v_past, valid) = tokens, state
+            k, v = torch.cat([k_past, k], 1), torch.cat([v_past, v], 1)
+            shared = tuple(x.transpose(0, 1) for x in per_head) or None
+            y = dispatch.run("attention", stretch.tokens, q, k, v, valid, stretch.starts_BT, prefix=shared, **settings)
+            return (y,), _cache(k, v, valid, stretch, window)
+
+        call = Call(q_BTHK.shape[2], (q_BTHK, k_BTGK, v_BTGV), fixed, cache, (2, 2, None), run)
+        if self.ranks is None:
+            (y,), after = call.run(call.tokens, call.per_head, call.state, self.here)
+        else:
+            y, after = self._attention_crossing(call, window)
+        self.new_state |= dict(zip(keys, after, strict=True))
         return y
 
-    def _keep_cache(self, name: str, k: Tensor, v: Tensor, valid: Tensor, window: int | None) -> None:
-        """The last window - 1 keys and values, or all of them, with those of ended documents marked."""
-        new = valid.new_ones(len(valid), self.tokens)
-        if self.docs is not None:
-            new, valid = self.docs.id_BT == self.docs.id_BT[:, -1:], valid & (self.docs.id_BT[:, -1:] == 0)
-        valid = torch.cat([valid, new], 1)
-        if window is not None:
-            k, v, valid = (_last(x, window - 1) for x in (k, v, valid))
-        self.new_state |= {f"{name}.k": k, f"{name}.v": v, f"{name}.valid": valid}
+    def _attention_crossing(self, call: Call, window: int | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Over heads; or by a halo of the window, where a rank holds that much; or with all keys and values on every rank."""
+        assert self.ranks is not None
+        near = window is not None and window - 1 <= self.tokens
+        divides = call.heads % self.ranks.size == 0
+        if self.ranks.mode == "heads" or (self.ranks.mode == "auto" and divides and not near):
+            (y,), after = crossing.over_heads(call, self.ranks, self.whole)
+            return y, after
+        if not near:
+            return self._attention_gathered(call, window)
+        _, k, v = call.tokens
+        tail = _cache(k, v, call.state[2][:, :0], self.here, window)
+        (y,), after = crossing.by_halo(call, self.ranks, self.here, tail)
+        return y, after
+
+    def _attention_gathered(self, call: Call, window: int | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Every rank's keys and values on all: for heads that the ranks do not divide."""
+        assert self.ranks is not None
+        (q, *own), (k_past, v_past, valid) = call.tokens, call.state
+        k, v = (collectives.gather(x, self.ranks, 1) for x in own)
+        before = Stretch(self.whole.docs, self.whole.offset_B, 0, self.here.first, self.whole.fresh)
+        past = (k_past, v_past, valid)
+        if before.tokens:
+            near = slice(0, before.tokens) if window is None else slice(max(0, before.tokens - window + 1), before.tokens)
+            past = (
+                torch.cat([k_past, k[:, near]], 1),
+                torch.cat([v_past, v[:, near]], 1),
+                torch.cat([valid & before.unbroken_B(valid)[:, None], before.in_last_BT(valid)[:, near]], 1),
+            )
+        (y,), _ = call.run((q, *own), call.per_head, past, self.here)
+        y = collectives.tied(y, k, v)
+        return y, _cache(torch.cat([k_past, k], 1), torch.cat([v_past, v], 1), valid, self.whole, window)
 
     def linear(self, name: str, q_BTGK: Tensor, k_BTGK: Tensor, v_BTHV: Tensor, log_decay: Tensor, *, scale: float = 1.0) -> Tensor:
         """Gated linear recurrence S_t = exp(log_decay_t) S_{t-1} + k_t v_t^T, y_t = scale q_t S_t: `[B, T, H, V]`.
 
         Queries and keys may come in G groups, G dividing H. `log_decay` is `[H]`, `[B, T, H]` or `[B, T, H, K]`, <= 0.
         """
+        fixed = log_decay.ndim == 1
+
+        def run(tokens, per_head, state, stretch):
+            q, k, v, decay = (*tokens, *per_head) if fixed else tokens
+            y, after = dispatch.run("linear", stretch.tokens, q, k, v, decay, *state, stretch.starts_BT, scale=scale)
+            return (y,), (after,)
+
+        tokens = (q_BTGK, k_BTGK, v_BTHV) if fixed else (q_BTGK, k_BTGK, v_BTHV, log_decay)
         state = self.state[name].to(accumulator(v_BTHV.dtype))
-        streams = (k_BTGK, v_BTHV, log_decay, state, self.starts_BT)
-        y, self.new_state[name] = dispatch.run("linear", self.tokens, q_BTGK, *streams, scale=scale)
+        call = Call(v_BTHV.shape[2], tokens, (log_decay,) if fixed else (), (state,), (1,), run)
+        (y,), (self.new_state[name],) = self._cross(
+            call,
+            lambda: linear_summary.linear(k_BTGK, v_BTHV, log_decay, self.here.starts_BT),
+            lambda state, summary: (linear_summary.compose_linear(state[0], linear_summary.Summary(*summary)),),
+        )
         return y
 
     def scan(self, name: str, u_BTD: Tensor, dt_BTD: Tensor, A_DN: Tensor, B_BTGN: Tensor, C_BTGN: Tensor) -> Tensor:
@@ -180,20 +283,56 @@ class Seq:
 
         dt >= 0, the real part of A <= 0; G divides D. A, B and C may be complex where the state is.
         """
-        streams = (dt_BTD, A_DN, B_BTGN, C_BTGN, self.state[name], self.starts_BT)
-        y, self.new_state[name] = dispatch.run("scan", self.tokens, u_BTD, *streams)
+
+        def run(tokens, per_head, state, stretch):
+            (u, dt, B, C), (A,) = tokens, per_head
+            y, after = dispatch.run("scan", stretch.tokens, u, dt, A, B, C, *state, stretch.starts_BT)
+            return (y,), (after,)
+
+        (_, state) = exact(u_BTD, self.state[name])
+        call = Call(u_BTD.shape[2], (u_BTD, dt_BTD, B_BTGN, C_BTGN), (A_DN,), (state,), (1,), run)
+
+        def final():
+            return run(call.tokens, call.per_head, (torch.zeros_like(state),), self.here)[1][0]
+
+        (y,), (self.new_state[name],) = self._cross(
+            call,
+            lambda: scan_summary.scan(dt_BTD, self.here.starts_BT, final),
+            lambda state, summary: (scan_summary.compose_scan(state[0], scan_summary.Summary(*summary), A_DN),),
+        )
         return y
 
     def elementwise(self, name: str, x_BTD: Tensor, decay_BTD: Tensor) -> Tensor:
         """The recurrence h_t = a_t h_{t-1} + x_t per channel, real or, where the state is, complex: `[B, T, D]`. |a| <= 1."""
-        h, self.new_state[name] = dispatch.run("elementwise", self.tokens, x_BTD, decay_BTD, self.state[name], self.starts_BT)
+
+        def run(tokens, per_head, state, stretch):
+            h, after = dispatch.run("elementwise", stretch.tokens, *tokens, *state, stretch.starts_BT)
+            return (h,), (after,)
+
+        (_, state) = exact(x_BTD, self.state[name])
+        call = Call(x_BTD.shape[2], (x_BTD, decay_BTD), (), (state,), (1,), run)
+
+        def final():
+            return run(call.tokens, (), (torch.zeros_like(state),), self.here)[1][0]
+
+        (h,), (self.new_state[name],) = self._cross(
+            call,
+            lambda: scan_summary.elementwise(decay_BTD, self.here.starts_BT, final),
+            lambda state, summary: (scan_summary.compose_elementwise(state[0], scan_summary.Summary(*summary)),),
+        )
         return h
 
     def recurrent(self, name: str, cell: str, x_BTHMV: Tensor, R_HMVV: Tensor, bias_HMV: Tensor) -> Tensor:
         """A cell of `llm/ops/recurrent/cells.py` on its M gates' preactivations and h R + b of its last output: `[B, T, H, V]`."""
         keys = [f"{name}.{part}" for part in CELLS[cell].states]
         state = tuple(self.state[key].to(accumulator(x_BTHMV.dtype)) for key in keys)
-        h, after = dispatch.run("recurrent", self.tokens, x_BTHMV, R_HMVV, bias_HMV, state, self.starts_BT, cell=cell)
+
+        def run(tokens, per_head, state, stretch):
+            h, after = dispatch.run("recurrent", stretch.tokens, *tokens, *per_head, state, stretch.starts_BT, cell=cell)
+            return (h,), after
+
+        call = Call(x_BTHMV.shape[2], (x_BTHMV,), (R_HMVV, bias_HMV), state, (1,) * len(state), run)
+        (h,), after = self._cross(call)
         self.new_state |= dict(zip(keys, after, strict=True))
         return h
 
@@ -212,8 +351,17 @@ class Seq:
         exact = accumulator(v_BTHV.dtype)
         keys = [f"{name}.{part}" for part in ("C", "n", "m")]
         state = tuple(self.state[key].to(exact) for key in keys)
-        streams = (k_BTHK, v_BTHV, log_input_BTH, log_forget_BTH)
-        h, after = dispatch.run("mlstm", self.tokens, q_BTHK, *streams, state, self.starts_BT, scale=scale)
+
+        def run(tokens, per_head, state, stretch):
+            h, after = dispatch.run("mlstm", stretch.tokens, *tokens, state, stretch.starts_BT, scale=scale)
+            return (h,), after
+
+        call = Call(v_BTHV.shape[2], (q_BTHK, k_BTHK, v_BTHV, log_input_BTH, log_forget_BTH), (), state, (1, 1, 1), run)
+        (h,), after = self._cross(
+            call,
+            lambda: linear_summary.mlstm(k_BTHK, v_BTHV, log_input_BTH, log_forget_BTH, self.here.starts_BT),
+            lambda state, summary: linear_summary.compose_mlstm((state[0], state[1], state[2]), linear_summary.MSummary(*summary)),
+        )
         self.new_state |= dict(zip(keys, after, strict=True))
         return h
 
@@ -234,10 +382,17 @@ class Seq:
 
         `initial`: the matrices `[H, in, out]` that every document starts from. The logs are <= 0, the step >= 0.
         """
-        state = self._memory(name, len(initial), accumulator(v_BTHV.dtype))
-        streams = (k_BTHK, v_BTHV, log_keep_BTH, log_momentum_BTH, step_BTH)
-        y, after = dispatch.run("memory", self.tokens, q_BTHK, *streams, tuple(initial), state, self._phase_BT, chunk=chunk)
-        self._keep_memory(name, after)
+
+        def run(tokens, per_head, state, stretch):
+            y, after = dispatch.run("memory", stretch.tokens, *tokens, per_head, _memory(state), stretch.phase_BT, chunk=chunk)
+            return (y,), _flat(after)
+
+        keys = _memory_keys(name, len(initial))
+        state = tuple(self.state[key].to(accumulator(v_BTHV.dtype)) for key in keys)
+        tokens = (q_BTHK, k_BTHK, v_BTHV, log_keep_BTH, log_momentum_BTH, step_BTH)
+        call = Call(v_BTHV.shape[2], tokens, tuple(initial), state, (1,) * len(state), run)
+        (y,), after = self._cross(call)
+        self.new_state |= dict(zip(keys, after, strict=True))
         return y
 
     def context(
@@ -260,27 +415,74 @@ class Seq:
         The memory learns from the attention's outputs; second is what each token then reads of it. `initial`, `prefix`: as in
         `memory` and `attention`; theta: of rotary positions in the segment.
         """
-        memory = self._memory(name, len(initial), accumulator(v_BTHV.dtype))
-        state = Context(memory, *(self.state[f"{name}.{part}"].to(v_BTHV.dtype) for part in "kv"))
-        streams = (k_BTHK, v_BTHV, query_BTHK, maps, tuple(initial), state, self._phase_BT)
-        settings = {"step_max": step_max, "scale": q_BTHK.shape[-1] ** -0.5, "theta": theta, "prefix": prefix}
-        y, read, after = dispatch.run("context", self.tokens, q_BTHK, *streams, chunk=chunk, **settings)
-        self._keep_memory(name, after.memory)
-        self.new_state |= {f"{name}.k": after.k, f"{name}.v": after.v}
+        settings = {"chunk": chunk, "step_max": step_max, "scale": q_BTHK.shape[-1] ** -0.5, "theta": theta}
+        layers = len(initial)
+
+        def run(tokens, per_head, state, stretch):
+            own_maps, own_initial, fixed = Maps(*per_head[:4]), per_head[4 : 4 + layers], per_head[4 + layers :]
+            shared = tuple(x.transpose(0, 1) for x in fixed) or None
+            carried = Context(_memory(state[:-2]), *state[-2:])
+            streams = (own_maps, own_initial, carried, stretch.phase_BT)
+            y, read, after = dispatch.run("context", stretch.tokens, *tokens, *streams, prefix=shared, **settings)
+            return (y, read), (*_flat(after.memory), after.k, after.v)
+
+        keys = [*_memory_keys(name, layers), f"{name}.k", f"{name}.v"]
+        exact = accumulator(v_BTHV.dtype)
+        state = tuple(self.state[key].to(exact if k < len(keys) - 2 else v_BTHV.dtype) for k, key in enumerate(keys))
+        fixed = () if prefix is None else tuple(x.transpose(0, 1) for x in prefix)
+        head_dims = (*(1,) * (len(keys) - 2), 3, 3)
+        call = Call(v_BTHV.shape[2], (q_BTHK, k_BTHK, v_BTHV, query_BTHK), (*maps, *initial, *fixed), state, head_dims, run)
+        (y, read), after = self._cross(call)
+        self.new_state |= dict(zip(keys, after, strict=True))
         return y, read
 
-    @property
-    def _phase_BT(self) -> Tensor | None:
-        """Positions, where chunks count from elsewhere than the first token."""
-        return None if self.fresh and self.docs is None else self.position_BT
+    def _cross(
+        self,
+        call: Call,
+        summary: Callable[[], tuple[Tensor, ...]] | None = None,
+        compose: Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], tuple[Tensor, ...]] | None = None,
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Run the op as its mode says. summary, compose: as in `crossing.by_state`, where the family has them."""
+        if self.ranks is None:
+            return call.run(call.tokens, call.per_head, call.state, self.here)
+        mode = self._mode(call, compose is not None)
+        if mode == "heads":
+            return crossing.over_heads(call, self.ranks, self.whole)
+        if mode == "state" and summary is not None and compose is not None:
+            return crossing.by_state(call, self.ranks, self.here, summary(), compose)
+        return crossing.pipelined(call, self.ranks, self.here)
 
-    def _memory(self, name: str, layers: int, dtype: torch.dtype) -> Memory:
-        parts = ([self.state[f"{name}.{part}.{layer}"] for layer in range(layers)] for part in Memory._fields)
-        return Memory(*map(tuple, parts)).to(dtype)
+    def _mode(self, call: Call, affine: bool) -> str:
+        """How an op with a state crosses: as asked, or by what is exchanged less, all ranks alike."""
+        assert self.ranks is not None
+        if self.ranks.mode != "auto":
+            return self.ranks.mode if affine or self.ranks.mode != "state" else "pipelined"
+        divides = call.heads % self.ranks.size == 0
+        if not affine:
+            return "heads" if divides else "pipelined"
+        of_states = self.ranks.size * sum(x.numel() for x in call.state)
+        of_streams = sum(x.numel() for x in call.tokens)
+        return "heads" if divides and of_streams < of_states else "state"
 
-    def _keep_memory(self, name: str, memory: Memory) -> None:
-        for part, weights in zip(Memory._fields, memory, strict=True):
-            self.new_state |= {f"{name}.{part}.{layer}": w for layer, w in enumerate(weights)}
+
+def _cache(k: Tensor, v: Tensor, valid: Tensor, stretch: Stretch, window: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The last window - 1 keys and values of the cache and the stretch, or all, and which are of the document at hand."""
+    valid = torch.cat([valid & stretch.unbroken_B(valid)[:, None], stretch.in_last_BT(valid)], 1)
+    return (k, v, valid) if window is None else (_last(k, window - 1), _last(v, window - 1), _last(valid, window - 1))
+
+
+def _memory_keys(name: str, layers: int) -> list[str]:
+    return [f"{name}.{part}.{layer}" for part in Memory._fields for layer in range(layers)]
+
+
+def _memory(state: Sequence[Tensor]) -> Memory:
+    """From its weights in the order of `_memory_keys`."""
+    layers = len(state) // len(Memory._fields)
+    return Memory(*(tuple(state[first : first + layers]) for first in range(0, len(state), layers)))
+
+
+def _flat(memory: Memory) -> tuple[Tensor, ...]:
+    return tuple(w for part in memory for w in part)
 
 
 def _last(x: Tensor, count: int) -> Tensor:

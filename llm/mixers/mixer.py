@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from llm.docs import Docs
+from llm.parallel import Ranks
 from llm.sequence import POSITION, Seq
 from llm.state import State, StateSpec
 
@@ -34,10 +35,15 @@ class Mixer(nn.Module):
         """The state behind which no token lies."""
         return {name: spec.zeros(batch, device, dtype) for name, spec in self.full_state_spec().items()}
 
-    def forward(self, x_BTD: Tensor, state: State | None = None, docs: Docs | None = None) -> tuple[Tensor, State]:
-        """(y `[B, T, D]`, the state after the last token). No state: the sequence begins here."""
+    def forward(
+        self, x_BTD: Tensor, state: State | None = None, docs: Docs | None = None, ranks: Ranks | None = None
+    ) -> tuple[Tensor, State]:
+        """(y `[B, T, D]`, the state after the last token). No state: the sequence begins here.
+
+        ranks: those that the sequence is split over; x and y are this rank's tokens, state and docs the whole sequence's.
+        """
         given = self.init_state(x_BTD.shape[0], x_BTD.device, x_BTD.dtype) if state is None else state
-        seq = Seq(given, state is None, docs, x_BTD.shape[1])
+        seq = Seq(given, state is None, docs, x_BTD.shape[1], ranks)
         y_BTD = self.mix(x_BTD, seq)
         return y_BTD, seq.new_state
 

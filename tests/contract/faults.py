@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from llm import sequence
 from llm.docs import Docs
 from llm.ops import dispatch, loops, rotary
 from llm.ops.conv import chunk as conv_chunk
@@ -20,7 +21,7 @@ from llm.ops.recurrent import chunk as recurrent_chunk
 from llm.ops.recurrent import loop as recurrent_loop
 from llm.ops.scan import chunk as scan_chunk
 from llm.ops.scan import loop as scan_loop
-from llm.sequence import Seq
+from llm.sequence import Stretch
 
 
 def _many(family: str, op: Callable[..., Any]) -> AbstractContextManager:
@@ -171,14 +172,12 @@ def memory_takes_gradients_at_its_current_weights() -> AbstractContextManager:
 
 
 def cache_of_an_ended_document_stays_valid() -> AbstractContextManager:
-    right = Seq._keep_cache
+    right = sequence._cache
 
-    def wrong(self: Seq, name: str, k: Tensor, v: Tensor, valid: Tensor, window: int | None) -> None:
-        docs, self.docs = self.docs, None
-        right(self, name, k, v, valid, window)
-        self.docs = docs
+    def wrong(k: Tensor, v: Tensor, valid: Tensor, stretch: Stretch, window: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        return right(k, v, valid, Stretch(None, stretch.offset_B, stretch.first, stretch.tokens, stretch.fresh), window)
 
-    return patch.object(Seq, "_keep_cache", wrong)
+    return patch.object(sequence, "_cache", wrong)
 
 
 def attention_ignores_documents() -> AbstractContextManager:

@@ -1,0 +1,195 @@
+"""What ranks exchange, differentiable: the gradient of a rank's loss reaches the inputs of all ranks.
+
+A value that several ranks use gets the sum of their gradients. Every function is called by all ranks of the group, in the same
+order, forward and backward: autograd runs backwards through a program that is the same on all of them.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from llm.parallel.ranks import Ranks
+
+
+def to_heads(x_BTHx: Tensor, ranks: Ranks) -> Tensor:
+    """`[B, T, H, ...]` of each rank's tokens -> `[B, n T, H / n, ...]`, all tokens of its heads (Ulysses, arXiv:2309.14509)."""
+    return _Exchange.apply(x_BTHx, ranks, 2, 1)
+
+
+def to_time(x_BTHx: Tensor, ranks: Ranks) -> Tensor:
+    """The inverse of `to_heads`."""
+    return _Exchange.apply(x_BTHx, ranks, 1, 2)
+
+
+def gather(x: Tensor, ranks: Ranks, dim: int) -> Tensor:
+    """Every rank's x, joined along `dim` in the order of ranks."""
+    return _bytes(x, lambda y: _Gather.apply(y, ranks, dim))
+
+
+def _bytes(x: Tensor, exchange: Callable[[Tensor], Tensor]) -> Tensor:
+    """Truth values and complex numbers as what every backend sends."""
+    if x.dtype == torch.bool:
+        return exchange(x.view(torch.uint8)).view(torch.bool)
+    if x.is_complex():
+        return torch.view_as_complex(exchange(torch.view_as_real(x).contiguous()))
+    return exchange(x)
+
+
+def from_left(x: Tensor, ranks: Ranks) -> Tensor:
+    """The x of the rank before; zeros on the first."""
+    return _bytes(x, lambda y: _Shift.apply(y, ranks, 1))
+
+
+def from_last(x: Tensor, ranks: Ranks) -> Tensor:
+    """The last rank's x."""
+    return _bytes(x, lambda y: _FromLast.apply(y, ranks))
+
+
+def receive(state: tuple[Tensor, ...], ranks: Ranks) -> tuple[Tensor, ...]:
+    """What the rank before gives to `send`, waiting for it; `state`, whose shapes it has, on the first rank."""
+    # backward must come by also where nothing that was passed in wants a gradient
+    anchor = torch.zeros((), requires_grad=torch.is_grad_enabled())
+    return _Receive.apply(ranks, anchor, *state)
+
+
+def send(y: Tensor, state: tuple[Tensor, ...], ranks: Ranks) -> Tensor:
+    """Give `state` to the next rank. Returns y, through which the next rank's gradient comes back: use that, not the one passed."""
+    return _Send.apply(ranks, y, *state)
+
+
+def tied(y: Tensor, *shared: Tensor) -> Tensor:
+    """y, which makes every rank come by in the backward of what they exchanged, also one that had no use for it."""
+    return _Tied.apply(y, *shared)
+
+
+def _all_to_all(parts: list[Tensor], ranks: Ranks) -> list[Tensor]:
+    """Part k goes to rank k; returns what they sent. All parts have one shape."""
+    sent = torch.stack([part.contiguous() for part in parts])
+    got = torch.empty_like(sent)
+    dist.all_to_all_single(got, sent, group=ranks.group)
+    return list(got.unbind())
+
+
+class _Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x, ranks, split, join):
+        ctx.ranks, ctx.dims = ranks, (split, join)
+        return torch.cat(_all_to_all(list(x.chunk(ranks.size, split)), ranks), join)
+
+    @staticmethod
+    def backward(ctx: Any, dy):
+        split, join = ctx.dims
+        return torch.cat(_all_to_all(list(dy.chunk(ctx.ranks.size, join)), ctx.ranks), split), None, None, None
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x, ranks, dim):
+        ctx.ranks, ctx.dim = ranks, dim
+        x = x.contiguous()
+        parts = [torch.empty_like(x) for _ in range(ranks.size)]
+        dist.all_gather(parts, x, group=ranks.group)
+        return torch.cat(parts, dim)
+
+    @staticmethod
+    def backward(ctx: Any, dy):
+        # a reduce-scatter, summed here in the order of ranks
+        parts = _all_to_all(list(dy.chunk(ctx.ranks.size, ctx.dim)), ctx.ranks)
+        return sum(parts[1:], parts[0]), None, None
+
+
+class _Tied(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y, *shared):
+        ctx.like = [torch.empty_like(x, device="meta") for x in shared]
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, dy):
+        return dy, *(torch.zeros_like(x, device=dy.device) if x.is_floating_point() or x.is_complex() else None for x in ctx.like)
+
+
+class _Shift(torch.autograd.Function):
+    """To the next rank (step 1), backwards to the one before (-1)."""
+
+    @staticmethod
+    def forward(ctx: Any, x, ranks, step):
+        ctx.ranks, ctx.step = ranks, step
+        return _shifted(x, ranks, step)
+
+    @staticmethod
+    def backward(ctx: Any, dy):
+        return _shifted(dy, ctx.ranks, -ctx.step), None, None
+
+
+def _shifted(x: Tensor, ranks: Ranks, step: int) -> Tensor:
+    size, to, origin = x.numel(), ranks.rank + step, ranks.rank - step
+    out_sizes = [size * (k == origin) for k in range(ranks.size)]
+    in_sizes = [size * (k == to) for k in range(ranks.size)]
+    got = x.new_empty(sum(out_sizes))
+    sent = x.contiguous().flatten() if sum(in_sizes) else x.new_empty(0)
+    dist.all_to_all_single(got, sent, out_sizes, in_sizes, group=ranks.group)
+    return got.view_as(x) if sum(out_sizes) else torch.zeros_like(x)
+
+
+class _FromLast(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x, ranks):
+        ctx.ranks = ranks
+        x = x.contiguous().clone()
+        dist.broadcast(x, ranks.globally(ranks.size - 1), group=ranks.group)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, dy):
+        dy = dy.contiguous().clone()
+        dist.all_reduce(dy, group=ctx.ranks.group)
+        return dy if ctx.ranks.last else torch.zeros_like(dy), None
+
+
+class _Receive(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, ranks, anchor, *state):
+        ctx.ranks = ranks
+        if ranks.first:
+            return tuple(x.clone() for x in state)
+        return _receive(state, ranks, -1)
+
+    @staticmethod
+    def backward(ctx: Any, *dstate):
+        if ctx.ranks.first:
+            return None, None, *dstate
+        _send(dstate, ctx.ranks, -1)
+        return None, None, *(None for _ in dstate)
+
+
+class _Send(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, ranks, y, *state):
+        ctx.ranks = ranks
+        ctx.like = [torch.empty_like(x, device="meta") for x in state]
+        if not ranks.last:
+            _send(state, ranks, 1)
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, dy):
+        if ctx.ranks.last:
+            return None, dy, *(None for _ in ctx.like)
+        like = [torch.empty_like(x, device=dy.device) for x in ctx.like]
+        return None, dy, *_receive(like, ctx.ranks, 1)
+
+
+def _send(tensors: Any, ranks: Ranks, step: int) -> None:
+    for x in tensors:
+        dist.send(x.contiguous(), ranks.globally(ranks.rank + step), group=ranks.group)
+
+
+def _receive(like: Any, ranks: Ranks, step: int) -> tuple[Tensor, ...]:
+    got = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in like)
+    for x in got:
+        dist.recv(x, ranks.globally(ranks.rank + step), group=ranks.group)
+    return got

@@ -1,0 +1,125 @@
+"""How an op crosses from rank to rank, written once for all ops.
+
+An op is a function of streams of tokens, per-head parameters and a state (`Call`), run over a stretch of time. Split over ranks:
+
+| | the op then sees | exchanged per pass |
+|---|---|---|
+| heads | all tokens of its heads: all-to-all before and after; groups that do not divide are gathered | the streams |
+| state | its own tokens, from a state composed of the summaries of the ranks before | the summaries, whatever the length |
+| pipelined | its own tokens, from the state of the rank before, row by row of the batch, waiting for it | the states |
+| halo | its own tokens, from the state of the rank before, which depends on few tokens before its end | the last tokens |
+
+So a mixer knows nothing of ranks, and an op does what it does on one.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llm.parallel import collectives
+from llm.parallel.ranks import Ranks
+
+Tensors = tuple[Tensor, ...]
+# of the batch, for each rank of a pipeline
+PARTS = 2
+
+
+@dataclass(frozen=True)
+class Call:
+    """An op and what it runs on.
+
+    heads: H. tokens: streams `[B, T, H, ...]`, or of G groups instead of H, G dividing H. per_head: parameters `[H, ...]`. state:
+    what the op carries, batch first; head_dims: which dimension of each counts heads, None: none does.
+    run: (tokens, per_head, state, stretch) -> (outputs `[B, T, H, ...]`, the state behind them).
+    """
+
+    heads: int
+    tokens: Tensors
+    per_head: Tensors
+    state: Tensors
+    head_dims: Sequence[int | None]
+    run: Callable[[Tensors, Tensors, Tensors, Any], tuple[Tensors, Tensors]]
+
+
+def over_heads(call: Call, ranks: Ranks, whole: Any) -> tuple[Tensors, Tensors]:
+    """whole: the stretch of all ranks' tokens. The state behind it comes out whole where it is asked for."""
+    tokens = tuple(_of_my_heads(x, call.heads, ranks) for x in call.tokens)
+    per_head = tuple(_mine(x, 0, call.heads, ranks) for x in call.per_head)
+    state = tuple(x if dim is None else _mine(x, dim, call.heads, ranks) for x, dim in zip(call.state, call.head_dims, strict=True))
+    outputs, after = call.run(tokens, per_head, state, whole)
+    if ranks.states:
+        after = tuple(
+            x if dim is None else _joined(x, dim, before.shape[dim], call.heads, ranks)
+            for x, dim, before in zip(after, call.head_dims, call.state, strict=True)
+        )
+    return tuple(collectives.to_time(y, ranks) for y in outputs), after
+
+
+def _mine(x: Tensor, dim: int, heads: int, ranks: Ranks) -> Tensor:
+    """Of something that every rank has whole, what its heads read: their groups, or a copy for each of its heads."""
+    groups, size = x.shape[dim], heads // ranks.size
+    if groups % ranks.size == 0:
+        return x.narrow(dim, ranks.rank * (groups // ranks.size), groups // ranks.size)
+    read = [head * groups // heads for head in range(ranks.rank * size, (ranks.rank + 1) * size)]
+    return x.narrow(dim, read[0], 1) if read[0] == read[-1] else x.index_select(dim, torch.tensor(read, device=x.device))
+
+
+def _joined(x: Tensor, dim: int, groups: int, heads: int, ranks: Ranks) -> Tensor:
+    """All groups of what ranks have of theirs, the inverse of `_mine`."""
+    everyone = collectives.gather(x, ranks, dim)
+    if groups % ranks.size == 0:
+        return everyone
+    # each rank has one copy for all of its heads, or one for each
+    copies = everyone.shape[dim]
+    first = [group * (heads // groups) * copies // heads for group in range(groups)]
+    return everyone.index_select(dim, torch.tensor(first, device=x.device))
+
+
+def _of_my_heads(x: Tensor, heads: int, ranks: Ranks) -> Tensor:
+    """All tokens of what the rank's heads read: `[B, n T, H / n or fewer groups, ...]`."""
+    if x.shape[2] % ranks.size == 0:
+        return collectives.to_heads(x, ranks)
+    return _mine(collectives.gather(x, ranks, 1), 2, heads, ranks)
+
+
+def pipelined(call: Call, ranks: Ranks, stretch: Any) -> tuple[Tensors, Tensors]:
+    """stretch: of the rank's tokens; it has `rows(slice)`.
+
+    Some rows of the batch after the other go from rank to rank. Of B rows in m parts, n ranks take (m + n - 1) / (m n) of the time
+    of one rank: half of it at n = 2, m = inf; all of it for a batch of one row.
+    """
+    batch, done = call.tokens[0].shape[0], []
+    rows_at_once = max(1, batch // (PARTS * ranks.size))
+    for first in range(0, batch, rows_at_once):
+        rows = slice(first, first + rows_at_once)
+        state = collectives.receive(tuple(x[rows] for x in call.state), ranks)
+        (y, *others), after = call.run(tuple(x[rows] for x in call.tokens), call.per_head, state, stretch.rows(rows))
+        done.append(((collectives.send(y, after, ranks), *others), after))
+    outputs, after = (tuple(map(torch.cat, zip(*parts, strict=True))) for parts in zip(*done, strict=True))
+    return outputs, _final(after, ranks)
+
+
+def by_state(
+    call: Call, ranks: Ranks, stretch: Any, summary: Tensors, compose: Callable[[Tensors, Tensors], Tensors]
+) -> tuple[Tensors, Tensors]:
+    """summary: of the rank's tokens, each batch first. compose: (state, a rank's summary) -> the state behind its tokens."""
+    everyone = [collectives.gather(x[None], ranks, 0) for x in summary]
+    state = call.state
+    for rank in range(ranks.rank):
+        state = compose(state, tuple(x[rank] for x in everyone))
+    (y, *others), after = call.run(call.tokens, call.per_head, state, stretch)
+    return (collectives.tied(y, *everyone), *others), _final(after, ranks)
+
+
+def by_halo(call: Call, ranks: Ranks, stretch: Any, tail: Tensors) -> tuple[Tensors, Tensors]:
+    """tail: the state behind the rank's tokens, if it depends on them alone."""
+    left = tuple(collectives.from_left(x, ranks) for x in tail)
+    (y, *others), after = call.run(call.tokens, call.per_head, call.state if ranks.first else left, stretch)
+    return (collectives.tied(y, *left), *others), _final(after, ranks)
+
+
+def _final(after: Tensors, ranks: Ranks) -> Tensors:
+    return tuple(collectives.from_last(x, ranks) for x in after) if ranks.states else after

@@ -1,0 +1,109 @@
+"""Every mixer with its sequence split over 2 and 4 ranks is the mixer on one: outputs, final state, every gradient, in float64.
+
+Documents straddle every cut and one spans three ranks; lengths are no multiple of a chunk.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from llm.docs import Docs
+from llm.parallel import MODES, Ranks
+from llm.testing import run_ranks
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "contract"))
+from cases import all_cases, label
+from laws import Case, carried, leaves, streams
+
+pytestmark = [pytest.mark.multirank, pytest.mark.timeout(600)]
+
+TOKENS = 200
+STARTS = ([0, 37, 38, 45, 180], [20, 99, 100, 149, 151])
+EXTRA = [
+    Case("mlstm", (("heads", 4),)),
+    Case("lstm", (("heads", 4),)),
+    Case("retention", (("heads", 4),)),
+    Case("titans", (("heads", 4), ("variant", "mac"), ("chunk", 16), ("persistent", 3))),
+    Case("titans", (("heads", 4), ("variant", "mag"), ("window", 9), ("persistent", 3), ("depth", 2), ("chunk", 16))),
+    Case("attention", (("heads", 4), ("kv_heads", 4))),
+    Case("mamba2", (("heads", 4), ("groups", 4), ("state", 5))),
+]
+CASES = [*all_cases(), *EXTRA]
+
+
+def documents() -> Docs:
+    starts = torch.zeros(2, TOKENS, dtype=torch.bool)
+    for row, positions in enumerate(STARTS):
+        starts[row, positions] = True
+    return Docs(starts)
+
+
+def run(case: Case, ranks: Ranks, docs: Docs | None, fresh: bool) -> dict[str, torch.Tensor]:
+    """Outputs, final state and gradients. The loss weighs every output and every entry of the final state."""
+    mixer = case.mixer()
+    state = None if fresh else leaves(carried(mixer))
+    mine = slice(ranks.rank * TOKENS // ranks.size, (ranks.rank + 1) * TOKENS // ranks.size)
+    x = streams(tokens=TOKENS)[:, mine].clone().requires_grad_()
+    y, final = mixer(x, state, docs, ranks)
+    loss = (y * streams(3, TOKENS)[:, mine]).sum()
+    for k, name in enumerate(sorted(final)):
+        if final[name].is_floating_point():
+            # every rank has the final state, so each counts a part of it
+            loss = (
+                loss + (final[name] * torch.linspace(-1, 1, final[name].numel()).view_as(final[name])).sum() * (k + 1) / ranks.size
+            )
+    loss.backward()
+    found = {"y": y.detach(), "dx": x.grad}
+    found |= {f"state {name}": value.detach() for name, value in final.items()}
+    shared = dict(mixer.named_parameters())
+    shared |= {f"incoming {name}": value for name, value in (state or {}).items() if value.requires_grad}
+    for name, value in shared.items():
+        gradient = torch.zeros_like(value) if value.grad is None else value.grad.clone()
+        if ranks.size > 1:
+            dist.all_reduce(gradient)
+        found[f"d {name}"] = gradient
+    return found
+
+
+def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Relative, in Frobenius norm; of truth values and integers, 0 or 1."""
+    if not ours.is_floating_point():
+        return float(not torch.equal(ours, theirs))
+    return ((ours - theirs).norm() / theirs.norm().clamp(min=1e-3)).item()
+
+
+def applies(case: Case, mode: str, size: int) -> bool:
+    """heads: where every op's heads divide."""
+    heads = dict(case.settings).get("heads", 4)
+    return mode != "heads" or heads % size == 0
+
+
+def all_of_them(rank: int, size: int, only: list[int]) -> dict[str, tuple[float, str]]:
+    """By case, mode and documents: the largest difference, and where it is."""
+    worst = {}
+    for k in only:
+        case = CASES[k]
+        for docs, fresh in ((documents(), False), (None, True), (documents(), True)):
+            whole = run(case, Ranks(0, 1), docs, fresh)
+            here = slice(rank * TOKENS // size, (rank + 1) * TOKENS // size)
+            whole |= {name: whole[name][:, here] for name in ("y", "dx")}
+            for mode in MODES:
+                if applies(case, mode, size):
+                    split = run(case, Ranks(rank, size, mode=mode), docs, fresh)
+                    assert split.keys() == whole.keys()
+                    name = f"{label(case)} {mode} {'packed' if docs else 'one document'} {'fresh' if fresh else 'carried'}"
+                    worst[name] = max((difference(split[part], whole[part]), part) for part in whole)
+    return worst
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_split_over_ranks_is_one_rank(size: int) -> None:
+    found: list[dict[str, Any]] = run_ranks(all_of_them, size, size, list(range(len(CASES))), timeout=500)
+    assert len(found[0]) > 3 * len(CASES)
+    for name in found[0]:
+        error, part = max(of_rank[name] for of_rank in found)
+        assert error <= 1e-10, f"{name}: {part} differs by {error:.1e}"
