@@ -6,6 +6,7 @@ state, so that isolation and carrying are written here once and never in a mixer
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -138,6 +139,21 @@ class Stretch:
         return ~self.docs.starts_BT[:, self.here].any(1)
 
 
+class Op(NamedTuple):
+    """An op as a mixer called it. heads: H. reach: tokens before its own that it looks at directly, of a convolution or a window.
+
+    affine: whether its state crosses by summaries, or needs none. state, streams: numbers per sequence, and per token.
+    """
+
+    name: str
+    family: str
+    heads: int
+    reach: int
+    affine: bool
+    state: int
+    streams: int
+
+
 class Seq:
     """One pass of one mixer over `[B, T]` tokens.
 
@@ -157,6 +173,7 @@ class Seq:
         self.here = Stretch(docs, state["position"], first, tokens, fresh)
         self.whole = Stretch(docs, state["position"], 0, whole, fresh)
         self.new_state: State = {"position": self.whole.position_BT[:, -1] + 1}
+        self.ops: list[Op] = []
 
     def rotary(self, *streams_BTHK: Tensor, theta: float) -> tuple[Tensor, ...]:
         """Rotary position embedding of each stream, by positions in the document."""
@@ -174,6 +191,7 @@ class Seq:
             return (y,), (after,)
 
         call = Call(x_BTD.shape[-1], (x_BTD,), (), (tail,), (2,), run)
+        self._note(name, "conv", call, tail.shape[1], True)
         if self.ranks is None:
             (y,), (self.new_state[name],) = call.run(call.tokens, (), call.state, self.here)
             return y
@@ -216,6 +234,7 @@ class Seq:
             return (y,), _cache(k, v, valid, stretch, window)
 
         call = Call(q_BTHK.shape[2], (q_BTHK, k_BTGK, v_BTGV), fixed, cache, (2, 2, None), run)
+        self._note(name, "attention", call, 0 if window is None else window - 1, True)
         if self.ranks is None:
             (y,), after = call.run(call.tokens, call.per_head, call.state, self.here)
         else:
@@ -272,6 +291,8 @@ class Seq:
         state = self.state[name].to(accumulator(v_BTHV.dtype))
         call = Call(v_BTHV.shape[2], tokens, (log_decay,) if fixed else (), (state,), (1,), run)
         (y,), (self.new_state[name],) = self._cross(
+            name,
+            "linear",
             call,
             lambda: linear_summary.linear(k_BTGK, v_BTHV, log_decay, self.here.starts_BT),
             lambda state, summary: (linear_summary.compose_linear(state[0], linear_summary.Summary(*summary)),),
@@ -296,6 +317,8 @@ class Seq:
             return run(call.tokens, call.per_head, (torch.zeros_like(state),), self.here)[1][0]
 
         (y,), (self.new_state[name],) = self._cross(
+            name,
+            "scan",
             call,
             lambda: scan_summary.scan(dt_BTD, self.here.starts_BT, final),
             lambda state, summary: (scan_summary.compose_scan(state[0], scan_summary.Summary(*summary), A_DN),),
@@ -316,6 +339,8 @@ class Seq:
             return run(call.tokens, (), (torch.zeros_like(state),), self.here)[1][0]
 
         (h,), (self.new_state[name],) = self._cross(
+            name,
+            "elementwise",
             call,
             lambda: scan_summary.elementwise(decay_BTD, self.here.starts_BT, final),
             lambda state, summary: (scan_summary.compose_elementwise(state[0], scan_summary.Summary(*summary)),),
@@ -332,7 +357,7 @@ class Seq:
             return (h,), after
 
         call = Call(x_BTHMV.shape[2], (x_BTHMV,), (R_HMVV, bias_HMV), state, (1,) * len(state), run)
-        (h,), after = self._cross(call)
+        (h,), after = self._cross(name, "recurrent", call)
         self.new_state |= dict(zip(keys, after, strict=True))
         return h
 
@@ -358,6 +383,8 @@ class Seq:
 
         call = Call(v_BTHV.shape[2], (q_BTHK, k_BTHK, v_BTHV, log_input_BTH, log_forget_BTH), (), state, (1, 1, 1), run)
         (h,), after = self._cross(
+            name,
+            "mlstm",
             call,
             lambda: linear_summary.mlstm(k_BTHK, v_BTHV, log_input_BTH, log_forget_BTH, self.here.starts_BT),
             lambda state, summary: linear_summary.compose_mlstm((state[0], state[1], state[2]), linear_summary.MSummary(*summary)),
@@ -391,7 +418,7 @@ class Seq:
         state = tuple(self.state[key].to(accumulator(v_BTHV.dtype)) for key in keys)
         tokens = (q_BTHK, k_BTHK, v_BTHV, log_keep_BTH, log_momentum_BTH, step_BTH)
         call = Call(v_BTHV.shape[2], tokens, tuple(initial), state, (1,) * len(state), run)
-        (y,), after = self._cross(call)
+        (y,), after = self._cross(name, "memory", call)
         self.new_state |= dict(zip(keys, after, strict=True))
         return y
 
@@ -432,17 +459,25 @@ class Seq:
         fixed = () if prefix is None else tuple(x.transpose(0, 1) for x in prefix)
         head_dims = (*(1,) * (len(keys) - 2), 3, 3)
         call = Call(v_BTHV.shape[2], (q_BTHK, k_BTHK, v_BTHV, query_BTHK), (*maps, *initial, *fixed), state, head_dims, run)
-        (y, read), after = self._cross(call)
+        (y, read), after = self._cross(name, "context", call)
         self.new_state |= dict(zip(keys, after, strict=True))
         return y, read
 
+    def _note(self, name: str, family: str, call: Call, reach: int, affine: bool) -> None:
+        rows, tokens = call.tokens[0].shape[:2]
+        state = sum(x.numel() for x in call.state) // rows
+        self.ops.append(Op(name, family, call.heads, reach, affine, state, sum(x.numel() for x in call.tokens) // (rows * tokens)))
+
     def _cross(
         self,
+        name: str,
+        family: str,
         call: Call,
         summary: Callable[[], tuple[Tensor, ...]] | None = None,
         compose: Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], tuple[Tensor, ...]] | None = None,
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Run the op as its mode says. summary, compose: as in `crossing.by_state`, where the family has them."""
+        self._note(name, family, call, 0, compose is not None)
         if self.ranks is None:
             return call.run(call.tokens, call.per_head, call.state, self.here)
         mode = self._mode(call, compose is not None)

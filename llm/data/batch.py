@@ -49,10 +49,13 @@ class Batch:
         return [Batch(tokens, labels, Docs(starts)) for tokens, labels, starts in zip(*parts, strict=True)]
 
     def part(self, rank: int, ranks: int) -> "Batch":
-        """The tokens of one rank out of those that share a sequence, in equal parts. Labels were shifted before."""
+        """The tokens of one rank out of those that share a sequence, in equal parts, with the documents of the whole sequence.
+
+        Labels were shifted before.
+        """
         assert self.tokens_BT.shape[1] % ranks == 0, f"{self.tokens_BT.shape[1]} tokens in {ranks} parts"
-        tokens, labels, starts = (x.chunk(ranks, 1)[rank] for x in (self.tokens_BT, self.labels_BT, self.docs.starts_BT))
-        return Batch(tokens, labels, Docs(starts))
+        tokens, labels = (x.chunk(ranks, 1)[rank] for x in (self.tokens_BT, self.labels_BT))
+        return Batch(tokens, labels, self.docs)
 
     @cached_property
     def loss_mask_BT(self) -> Tensor:
@@ -133,7 +136,7 @@ class HeldOutBatches:
     not scored.
 
     Args:
-        batch, rank, ranks, micro_batch: as in `Batches`. limit: this many rows at most, spread evenly over the split.
+        batch, rank, ranks, micro_batch, part: as in `Batches`. limit: this many rows at most, spread evenly over the split.
 
     Raises:
         DataError: an empty split. ConfigError: `batch` that ranks x micro_batch does not divide.
@@ -149,6 +152,7 @@ class HeldOutBatches:
         ranks: int = 1,
         micro_batch: int | None = None,
         limit: int | None = None,
+        part: tuple[int, int] = (0, 1),
     ):
         if sequence_length < 1 or (limit is not None and limit < 1):
             raise ConfigError(
@@ -160,7 +164,7 @@ class HeldOutBatches:
         self.sequences = len(self._cut) if limit is None else min(limit, len(self._cut))
         self._micro_batch = micro_batch or batch // ranks
         self._share = micro_batches_of(batch, ranks, self._micro_batch) * self._micro_batch
-        self._batch, self._rank = self._share * ranks, rank
+        self._batch, self._rank, self._part = self._share * ranks, rank, part
 
     def __len__(self) -> int:
         """Steps."""
@@ -172,7 +176,7 @@ class HeldOutBatches:
             rows = Rows.padding(self._share, self._sequence_length, self._document_token)
             for n, i in enumerate(range(first, min(first + self._share, self.sequences))):
                 self._tape.fill(rows, n, self._cut.spans(i * len(self._cut) // self.sequences))
-            yield Batch.from_rows(rows).split(self._micro_batch)
+            yield [micro.part(*self._part) for micro in Batch.from_rows(rows).split(self._micro_batch)]
 
 
 def micro_batches_of(batch: int, ranks: int, micro_batch: int) -> int:

@@ -6,6 +6,7 @@ family's compiled loop where it has one.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -45,5 +46,6 @@ def run(family: str, tokens: int, x: Tensor, *streams: Any, **settings: Any) -> 
     """Run a family's op on `x` and its other streams, `tokens` of them at once."""
     step, many = IMPLEMENTATIONS[family]
     op = step if tokens == 1 else loop(family, x) or many
-    with torch.autocast(x.device.type, enabled=False):
+    # there is no autocast to switch off on the meta device
+    with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
         return op(x, *streams, **settings)

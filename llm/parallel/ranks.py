@@ -1,7 +1,7 @@
 """The ranks that share a sequence."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch.distributed as dist
 
@@ -19,7 +19,7 @@ class Ranks:
 
     rank: int
     size: int
-    group: dist.ProcessGroup | None = None
+    group: Any = None
     mode: Mode = "auto"
     states: bool = True
 

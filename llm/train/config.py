@@ -12,7 +12,9 @@ from llm.cost import model_cost
 from llm.data import DataConfig, Manifest, TokenStream
 from llm.data.batch import micro_batches_of
 from llm.errors import ConfigError
+from llm.mixers.ops import ops_of
 from llm.model import ModelConfig, model_kinds
+from llm.parallel import Mode
 from llm.train.schedule import ScheduleConfig
 
 
@@ -80,12 +82,22 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """zero: what the ranks split among them — 1: optimizer states, 2: and gradients, 3: and weights; 0: nothing."""
+    """zero: what the ranks split among them — 1: optimizer states, 2: and gradients, 3: and weights; 0: nothing.
+
+    sequence: neighbouring ranks that split every sequence among them. mode: how layers cross from rank to rank, all `heads`, by
+    `state`, `pipelined`, or each as is cheapest (llm/parallel/crossing.py).
+    """
 
     zero: int = 1
+    sequence: int = 1
+    mode: Mode = "auto"
 
     def check(self) -> None:
         """Raises ConfigError."""
+        if self.sequence < 1:
+            raise ConfigError(f"parallel.sequence ({self.sequence}) must be at least 1; 1 splits no sequence")
+        if self.sequence == 1 and self.mode != "auto":
+            raise ConfigError(f"parallel.mode ({self.mode}) has no effect with parallel.sequence=1; remove it")
         if self.zero not in (0, 1, 2, 3):
             raise ConfigError(f"parallel.zero ({self.zero}) must be one of 0, 1, 2, 3")
 
@@ -114,13 +126,18 @@ def build_config(values: Mapping[str, Any]) -> RunConfig:
 
 
 def micro_batch_of(config: RunConfig, world_size: int) -> int:
-    """Sequences that a rank runs at once."""
-    return config.train.micro_batch or math.ceil(config.train.batch / world_size)
+    """Sequences that a rank runs at once, or its part of them."""
+    return config.train.micro_batch or math.ceil(config.train.batch / data_ranks(config, world_size))
+
+
+def data_ranks(config: RunConfig, world_size: int) -> int:
+    """Groups of ranks that read sequences of their own."""
+    return world_size // config.parallel.sequence
 
 
 def accumulation_of(config: RunConfig, world_size: int) -> int:
     """Micro-batches per rank and optimizer step."""
-    return micro_batches_of(config.train.batch, world_size, micro_batch_of(config, world_size))
+    return micro_batches_of(config.train.batch, data_ranks(config, world_size), micro_batch_of(config, world_size))
 
 
 def check(config: RunConfig, world_size: int, manifest: Manifest) -> None:
@@ -131,7 +148,8 @@ def check(config: RunConfig, world_size: int, manifest: Manifest) -> None:
     config.train.check()
     config.parallel.check()
     config.data.check("data")
-    _check_batch(config.train, world_size)
+    check_sequence(config, world_size)
+    _check_batch(config.train, data_ranks(config, world_size))
     if config.train.precision == "bf16" and config.parallel.zero == 0:
         raise ConfigError(
             "train.precision (bf16) needs float32 master weights, which ZeRO stage 0 does not keep; "
@@ -147,6 +165,41 @@ def check(config: RunConfig, world_size: int, manifest: Manifest) -> None:
         )
     # refuses an empty split, sources shorter than a sequence, and settings of the order that cannot work
     TokenStream(manifest, "train", config.data, config.seed, config.train.batch)
+
+
+def check_sequence(config: RunConfig, world_size: int) -> None:
+    """The laws of sequences that are split over ranks. Raises ConfigError."""
+    parallel, tokens = config.parallel, config.data.sequence_length
+    size = parallel.sequence
+    if size == 1:
+        return
+    if world_size % size:
+        works = [n for n in range(1, world_size + 1) if world_size % n == 0]
+        raise ConfigError(f"parallel.sequence ({size}) must divide the ranks ({world_size}); use one of {works}")
+    if tokens % size:
+        near = [n for n in (tokens // size * size, -(-tokens // size) * size) if n]
+        raise ConfigError(
+            f"data.sequence_length ({tokens}) must be a multiple of parallel.sequence ({size}); use {' or '.join(map(str, near))}"
+        )
+    for name, layer in config.model.layers.items():
+        for op in ops_of(layer.mixer, config.model.width):
+            where = f"model.layers.{name}.mixer ({layer.mixer.kind})"
+            if op.family == "conv" and op.reach > tokens // size:
+                raise ConfigError(
+                    f"{where} looks {op.reach} tokens back, more than the {tokens // size} that a rank holds with "
+                    f"parallel.sequence ({size}); use a longer sequence or fewer ranks"
+                )
+            if parallel.mode == "heads" and op.family != "conv" and op.heads % size:
+                works = [n for n in range(1, world_size + 1) if world_size % n == 0 and op.heads % n == 0]
+                raise ConfigError(
+                    f"{where} has {op.heads} heads, which parallel.sequence ({size}) must divide with parallel.mode=heads; "
+                    f"use parallel.sequence in {works}, or parallel.mode=auto"
+                )
+            if parallel.mode == "state" and not op.affine:
+                raise ConfigError(
+                    f"{where} has a recurrence ({op.family}) that is not affine in its state, so parallel.mode (state) cannot "
+                    "split it; use parallel.mode=auto, which takes heads or a pipeline there"
+                )
 
 
 def check_carried(model: ModelConfig) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from llm.init import ROLES, parameter_roles
 from llm.model import Decoder
+from llm.parallel import Ranks
 from llm.train.config import OptimizerConfig, RunConfig, accumulation_of, micro_batch_of
 from llm.train.precision import casts_model
 
@@ -84,10 +85,10 @@ def parameter_groups(config: OptimizerConfig, model: nn.Module) -> list[dict[str
 class LossOnly(nn.Module):
     """The decoder as the engine runs it: the summed loss, a scalar, comes out, and the state where it is carried on."""
 
-    def __init__(self, decoder: Decoder):
+    def __init__(self, decoder: Decoder, ranks: Ranks | None = None):
         super().__init__()
-        self.decoder = decoder
+        self.decoder, self.ranks = decoder, ranks
 
     def forward(self, tokens_BT, labels_BT, docs, state=None, carry=False):
-        out = self.decoder(tokens_BT, state, docs, labels_BT)
+        out = self.decoder(tokens_BT, state, docs, labels_BT, ranks=self.ranks)
         return (out.loss_sum, out.state) if carry else out.loss_sum

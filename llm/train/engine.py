@@ -8,6 +8,7 @@ from torch import Tensor
 
 from llm.data import Batch
 from llm.model import Decoder
+from llm.parallel import Ranks
 from llm.train.carried import Carried
 from llm.train.config import RunConfig
 from llm.train.deepspeed_config import LossOnly, create_optimizer, deepspeed_config
@@ -24,15 +25,15 @@ class StepResult(NamedTuple):
     stops: Tensor
 
 
-def create_engine(config: RunConfig, world: World) -> Any:
-    """The engine with initial weights. Its parameters depend on the seed alone, never on ranks."""
+def create_engine(config: RunConfig, world: World, ranks: Ranks | None = None) -> Any:
+    """The engine with initial weights, which depend on the seed alone. ranks: those that share sequences; None: none does."""
     decoder = Decoder.create(config.model, config.seed, world.device)
     decoder.checkpoint_activations = config.train.activation_checkpointing
     if casts_model(config):
         cast_model(decoder)
     optimizer = create_optimizer(config.train.optimizer, decoder)
     settings = deepspeed_config(config, world.size)
-    engine, *_ = deepspeed.initialize(model=LossOnly(decoder), optimizer=optimizer, config=settings)
+    engine, *_ = deepspeed.initialize(model=LossOnly(decoder, ranks), optimizer=optimizer, config=settings)
     return engine
 
 
@@ -48,7 +49,8 @@ def optimizer_step(
     """Gradients of (sum of nats over all tokens / scored labels of all ranks and micro-batches), then one update.
 
     DeepSpeed averages gradients over ranks, so each rank's loss is scaled up by their number; its division by the number of
-    micro-batches is switched off.
+    micro-batches is switched off. Ranks that share a sequence are no special case: each has the loss of its own tokens, and a part
+    of every gradient.
     """
     device = world.device
     scored, stops = world.sum(torch.stack([sum_scored(micro_batches), torch.tensor(int(stop))]).to(device)).unbind()

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from llm.cost import model_cost
 from llm.data import Batches, HeldOutBatches, Manifest, TokenStream
 from llm.errors import DataError
+from llm.parallel import Ranks
 from llm.train.carried import Carried
 from llm.train.checkpoint import load_checkpoint, newest_whole, save_checkpoint
-from llm.train.config import RunConfig, accumulation_of, micro_batch_of
+from llm.train.config import RunConfig, accumulation_of, data_ranks, micro_batch_of
 from llm.train.engine import create_engine, optimizer_step
 from llm.train.metrics import Meter, Writer, read_metrics
 from llm.train.peak import measured_peak
@@ -50,7 +52,8 @@ def train(config: RunConfig, folder: RunFolder, world: World, manifest: Manifest
     The process group is up, `config` is checked, its precision resolved. Raises DataError, CheckpointError.
     """
     checkpoint, passed_over = newest_whole(folder.checkpoints, world)
-    engine = create_engine(config, world)
+    ranks = sequence_ranks(config, world)
+    engine = create_engine(config, world, ranks)
     stream = TokenStream(manifest, "train", config.data, config.seed, config.train.batch)
     step, consumed = 0, 0
     if checkpoint is not None:
@@ -59,7 +62,9 @@ def train(config: RunConfig, folder: RunFolder, world: World, manifest: Manifest
         step, consumed = progress["step"], progress["data"]["consumed"]
         say(world, *passed_over, f"resuming from {checkpoint}")
     say(world, *stream.repetitions(config.train.steps * config.train.batch), *unscored_rows(config, world.size))
-    batches = Batches(stream, config.train.batch, world.rank, world.size, micro_batch_of(config, world.size), consumed)
+    rank, part = place(config, world)
+    readers, micro_batch = data_ranks(config, world.size), micro_batch_of(config, world.size)
+    batches = Batches(stream, config.train.batch, rank, readers, micro_batch, consumed, part)
     try:
         writer = Writer(folder, config.train.steps, step, config.train.tensorboard) if world.first else None
         held_out = held_out_batches(config, world, manifest)
@@ -126,11 +131,28 @@ def report(run: Run, lr: float, validating: bool) -> None:
 
 def unscored_rows(config: RunConfig, ranks: int) -> list[str]:
     """What it costs when the ranks' micro-batches have room for more rows than the batch has."""
-    rows, batch = ranks * micro_batch_of(config, ranks) * accumulation_of(config, ranks), config.train.batch
+    readers, batch = data_ranks(config, ranks), config.train.batch
+    rows = readers * micro_batch_of(config, ranks) * accumulation_of(config, ranks)
     if rows == batch:
         return []
     law = "rows that are not scored fill the ranks' micro-batches"
-    return [f"train.batch ({batch}) on {ranks} ranks: {rows - batch} of {rows} {law}; {ranks} should divide the batch"]
+    return [f"train.batch ({batch}) on {readers} readers: {rows - batch} of {rows} {law}; {readers} should divide the batch"]
+
+
+def place(config: RunConfig, world: World) -> tuple[int, tuple[int, int]]:
+    """Which reader this rank is or shares, and its part of the reader's sequences: neighbouring ranks share."""
+    reader, part = divmod(world.rank, config.parallel.sequence)
+    return reader, (part, config.parallel.sequence)
+
+
+def sequence_ranks(config: RunConfig, world: World) -> Ranks | None:
+    """The ranks that this one shares sequences with; None: it has them to itself. All ranks call it together."""
+    size = config.parallel.sequence
+    if size == 1:
+        return None
+    groups = [dist.new_group(list(range(first, first + size))) for first in range(0, world.size, size)]
+    reader, (part, _) = place(config, world)
+    return Ranks(part, size, groups[reader], config.parallel.mode, states=config.data.packing == "contiguous")
 
 
 def due(step: int, every: int) -> bool:
@@ -157,11 +179,12 @@ def held_out_batches(config: RunConfig, world: World, manifest: Manifest) -> Hel
         manifest,
         SPLIT,
         config.data.sequence_length,
-        batch=world.size * micro,
-        rank=world.rank,
-        ranks=world.size,
+        batch=data_ranks(config, world.size) * micro,
+        rank=place(config, world)[0],
+        ranks=data_ranks(config, world.size),
         micro_batch=micro,
         limit=settings.validation_sequences,
+        part=place(config, world)[1],
     )
 
 

@@ -158,7 +158,7 @@ def rows_of(batches: list[Batch]) -> list[bytes]:
 def joined(parts: list[Batch]) -> Batch:
     """What the ranks of one sequence hold together."""
     tokens, labels = (torch.cat([getattr(part, name) for part in parts], 1) for name in ("tokens_BT", "labels_BT"))
-    return Batch(tokens, labels, type(parts[0].docs)(torch.cat([part.docs.starts_BT for part in parts], 1)))
+    return Batch(tokens, labels, parts[0].docs)
 
 
 def leg(stream: TokenStream, steps: int, batch: int, ranks: int, micro_batch: int, sequence: int, consumed: int) -> list[Counter]:

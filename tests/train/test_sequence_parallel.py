@@ -1,0 +1,96 @@
+"""Data x sequence: four ranks as 2 x 2 draw the curve of one rank, whatever ZeRO splits; bad grids are refused first."""
+
+from pathlib import Path
+
+import pytest
+
+from llm.data import Manifest
+from llm.errors import ConfigError
+from llm.testing import run_ranks
+from llm.train.config import check, load_config
+from tests.train.conftest import MODEL, TRAIN
+from tests.train.test_resume import records, start
+
+LAYERS = [
+    *MODEL,
+    "model.depth=5",
+    "model.layers.a.mixer.heads=4",
+    "model.layers.a.mixer.kv_heads=1",
+    "model.layers.w.mixer.kind=attention",
+    "model.layers.w.mixer.heads=4",
+    "model.layers.w.mixer.window=5",
+    "model.layers.m.mixer.kind=mamba2",
+    "model.layers.m.mixer.heads=4",
+    "model.layers.m.mixer.state=8",
+    # one head, which two ranks cannot divide
+    "model.layers.s.mixer.kind=slstm",
+    "model.layers.s.mixer.heads=1",
+    "model.pattern=[r,a,w,m,s]",
+]
+
+
+@pytest.fixture
+def words(manifest: Manifest, tmp_path: Path):
+    settings = [
+        "train.precision=fp32",
+        "train.optimizer.lr=0.001",
+        "train.micro_batch=2",
+        "train.batch=8",
+        "train.validate_every=10",
+    ]
+    return lambda *more: [*LAYERS, *TRAIN, *settings, f"data.manifest={manifest.root}", f"runs={tmp_path / 'runs'}", *more]
+
+
+def grids(rank: int, words: list[str]) -> list[str]:
+    grid = [*words, "parallel.sequence=2"]
+    said = [start([*grid, f"parallel.zero={stage}", f"name=zero{stage}"]) for stage in (1, 2, 3)]
+    said.append(start([*grid, "parallel.mode=pipelined", "train.activation_checkpointing=true", "name=pipelined"]))
+    return [*said, start([*words, "parallel.sequence=4", "name=four"])]
+
+
+def one_rank(rank: int, words: list[str]) -> str:
+    return start([*words, "name=one"])
+
+
+@pytest.mark.multirank
+@pytest.mark.timeout(400)
+def test_a_grid_draws_the_curve_of_one_rank(words, tmp_path: Path) -> None:
+    assert run_ranks(one_rank, 1, words(), timeout=60) == ["step 20"]
+    for said in run_ranks(grids, 4, words(), timeout=330):
+        assert said == ["step 20"] * 5
+    one = records(tmp_path / "runs/one")
+    for name in ("zero1", "zero2", "zero3", "pipelined", "four"):
+        found = records(tmp_path / "runs" / name)
+        for ours, theirs in zip(found, one, strict=True):
+            assert ours["loss"] == pytest.approx(theirs["loss"], rel=0, abs=1e-5), f"{name}, step {ours['step']}"
+            assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4), f"{name}, step {ours['step']}"
+            assert ours.keys() == theirs.keys()
+            if "validation_loss" in ours:
+                assert ours["validation_loss"] == pytest.approx(theirs["validation_loss"], rel=0, abs=1e-5)
+    assert one[-1]["loss"] < one[0]["loss"] - 0.01
+
+
+@pytest.mark.parametrize(
+    ("more", "ranks", "sentence"),
+    [
+        (["parallel.sequence=3"], 4, r"parallel\.sequence \(3\) must divide the ranks \(4\); use one of \[1, 2, 4\]"),
+        (["parallel.sequence=8"], 4, r"parallel\.sequence \(8\) must divide the ranks \(4\)"),
+        (["parallel.sequence=0"], 4, r"parallel\.sequence \(0\) must be at least 1"),
+        (
+            ["parallel.sequence=4", "data.sequence_length=30"],
+            4,
+            r"data\.sequence_length \(30\) must be a multiple of parallel\.sequence \(4\); use 28 or 32",
+        ),
+        (
+            ["parallel.sequence=2", "parallel.mode=heads"],
+            2,
+            r"layers\.s\.mixer \(slstm\) has 1 heads, which parallel\.sequence \(2\) must divide .* in \[1\], or parallel\.mode=",
+        ),
+        (["parallel.sequence=2", "parallel.mode=state"], 2, r"recurrence \(recurrent\) that is not affine .* parallel\.mode=auto"),
+        (["parallel.mode=heads"], 2, r"parallel\.mode \(heads\) has no effect with parallel\.sequence=1"),
+        (["parallel.sequence=16", "train.batch=8"], 16, r"looks 3 tokens back, more than the 2 that a rank holds"),
+    ],
+)
+def test_grids_that_cannot_work_are_refused(words, manifest: Manifest, more: list[str], ranks: int, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        check(load_config(words(*more)), ranks, manifest)
