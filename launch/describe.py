@@ -16,7 +16,9 @@ from rich.table import Table
 
 from llm.cost import Cost, model_cost
 from llm.errors import BraidError, ConfigError
-from llm.train.config import RunConfig, load_config
+from llm.mixers.ops import ops_of
+from llm.parallel.plan import choose, sent
+from llm.train.config import RunConfig, check_sequence, load_config
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,12 +30,16 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = load_config(words)
         config.model.check("model")
+        config.parallel.check()
+        check_sequence(config, config.parallel.sequence)
         if config.data.sequence_length < 1:
             raise ConfigError(f"data.sequence_length ({config.data.sequence_length}) must be at least 1")
     except BraidError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     Console().print(table(config))
+    if config.parallel.sequence > 1:
+        Console().print(crossings(config))
     return 0
 
 
@@ -49,6 +55,20 @@ def table(config: RunConfig) -> Table:
         kind = config.model.layers[name].mixer.kind
         shown.add_row(f"{i} {name}", kind, *_numbers(upto[i + 1] + _negative(upto[i])), end_section=i + 1 == config.model.depth)
     shown.add_row("all", "", *_numbers(upto[-1]))
+    return shown
+
+
+def crossings(config: RunConfig) -> Table:
+    """A row per op of each kind of layer: how it crosses from rank to rank, and what that sends."""
+    size, length = config.parallel.sequence, config.data.sequence_length
+    shown = Table(title=f"sequences split over {size} ranks ({config.parallel.mode}), bfloat16 streams", title_justify="left")
+    for heading in ("layer", "op", "heads", "crosses by", "bytes sent per token, both ways"):
+        shown.add_column(heading, justify="left" if heading in ("layer", "op", "crosses by") else "right")
+    for name, layer in config.model.layers.items():
+        for op in ops_of(layer.mixer, config.model.width):
+            crossing = choose(op, size, length // size, config.parallel.mode)
+            each = 2 * sent(op, crossing, size, length // size) / length
+            shown.add_row(f"{name} ({layer.mixer.kind})", f"{op.name} ({op.family})", str(op.heads), crossing, f"{each:,.1f}")
     return shown
 
 

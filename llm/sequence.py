@@ -6,7 +6,6 @@ state, so that isolation and carrying are written here once and never in a mixer
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from llm.ops.scan import summary as scan_summary
 from llm.ops.scan.naive import exact
 from llm.parallel import Ranks, collectives, crossing
 from llm.parallel.crossing import Call
+from llm.parallel.plan import Op, choose
 from llm.state import State, StateSpec, accumulator
 
 POSITION = StateSpec((), torch.int64)
@@ -139,21 +139,6 @@ class Stretch:
         return ~self.docs.starts_BT[:, self.here].any(1)
 
 
-class Op(NamedTuple):
-    """An op as a mixer called it. heads: H. reach: tokens before its own that it looks at directly, of a convolution or a window.
-
-    affine: whether its state crosses by summaries, or needs none. state, streams: numbers per sequence, and per token.
-    """
-
-    name: str
-    family: str
-    heads: int
-    reach: int
-    affine: bool
-    state: int
-    streams: int
-
-
 class Seq:
     """One pass of one mixer over `[B, T]` tokens.
 
@@ -191,9 +176,8 @@ class Seq:
             return (y,), (after,)
 
         call = Call(x_BTD.shape[-1], (x_BTD,), (), (tail,), (2,), run)
-        self._note(name, "conv", call, tail.shape[1], True)
         if self.ranks is None:
-            (y,), (self.new_state[name],) = call.run(call.tokens, (), call.state, self.here)
+            (y,), (self.new_state[name],) = self._alone(self._op(name, "conv", call, tail.shape[1]), call)
             return y
         taps = tail.shape[1]
         assert taps <= self.tokens, f"{taps} tokens of a convolution's tail from a rank that holds {self.tokens}"
@@ -234,24 +218,22 @@ class Seq:
             return (y,), _cache(k, v, valid, stretch, window)
 
         call = Call(q_BTHK.shape[2], (q_BTHK, k_BTGK, v_BTGV), fixed, cache, (2, 2, None), run)
-        self._note(name, "attention", call, 0 if window is None else window - 1, True)
+        op = self._op(name, "attention", call, 0 if window is None else window - 1)
         if self.ranks is None:
-            (y,), after = call.run(call.tokens, call.per_head, call.state, self.here)
+            (y,), after = self._alone(op, call)
         else:
-            y, after = self._attention_crossing(call, window)
+            y, after = self._attention_crossing(op, call, window)
         self.new_state |= dict(zip(keys, after, strict=True))
         return y
 
-    def _attention_crossing(self, call: Call, window: int | None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Over heads; or by a halo of the window, where a rank holds that much; or with all keys and values on every rank."""
+    def _attention_crossing(self, op: Op, call: Call, window: int | None) -> tuple[Tensor, tuple[Tensor, ...]]:
         assert self.ranks is not None
-        near = window is not None and window - 1 <= self.tokens
-        divides = call.heads % self.ranks.size == 0
-        if self.ranks.mode == "heads" or (self.ranks.mode == "auto" and divides and not near):
+        crosses = choose(op, self.ranks.size, self.tokens, self.ranks.mode)
+        if crosses == "gathered":
+            return self._attention_gathered(call, window)
+        if crosses == "heads":
             (y,), after = crossing.over_heads(call, self.ranks, self.whole)
             return y, after
-        if not near:
-            return self._attention_gathered(call, window)
         _, k, v = call.tokens
         tail = _cache(k, v, call.state[2][:, :0], self.here, window)
         (y,), after = crossing.by_halo(call, self.ranks, self.here, tail)
@@ -294,6 +276,7 @@ class Seq:
             name,
             "linear",
             call,
+            call.heads * (k_BTGK.shape[-1] if log_decay.ndim == 4 else 1),
             lambda: linear_summary.linear(k_BTGK, v_BTHV, log_decay, self.here.starts_BT),
             lambda state, summary: (linear_summary.compose_linear(state[0], linear_summary.Summary(*summary)),),
         )
@@ -320,6 +303,7 @@ class Seq:
             name,
             "scan",
             call,
+            call.heads,
             lambda: scan_summary.scan(dt_BTD, self.here.starts_BT, final),
             lambda state, summary: (scan_summary.compose_scan(state[0], scan_summary.Summary(*summary), A_DN),),
         )
@@ -342,6 +326,7 @@ class Seq:
             name,
             "elementwise",
             call,
+            call.heads,
             lambda: scan_summary.elementwise(decay_BTD, self.here.starts_BT, final),
             lambda state, summary: (scan_summary.compose_elementwise(state[0], scan_summary.Summary(*summary)),),
         )
@@ -386,6 +371,7 @@ class Seq:
             name,
             "mlstm",
             call,
+            call.heads,
             lambda: linear_summary.mlstm(k_BTHK, v_BTHV, log_input_BTH, log_forget_BTH, self.here.starts_BT),
             lambda state, summary: linear_summary.compose_mlstm((state[0], state[1], state[2]), linear_summary.MSummary(*summary)),
         )
@@ -463,41 +449,38 @@ class Seq:
         self.new_state |= dict(zip(keys, after, strict=True))
         return y, read
 
-    def _note(self, name: str, family: str, call: Call, reach: int, affine: bool) -> None:
-        rows, tokens = call.tokens[0].shape[:2]
-        state = sum(x.numel() for x in call.state) // rows
-        self.ops.append(Op(name, family, call.heads, reach, affine, state, sum(x.numel() for x in call.tokens) // (rows * tokens)))
+    def _op(self, name: str, family: str, call: Call, reach: int = 0, affine: bool = True, transition: int = 0) -> Op:
+        per_token = tuple((x.shape[2], x[0, 0].numel() // x.shape[2]) for x in call.tokens)
+        state = sum(x[0].numel() for x in call.state)
+        return Op(name, family, call.heads, reach, affine, state, transition, per_token, 0)
+
+    def _alone(self, op: Op, call: Call) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Run the op on all of the sequence, and note it."""
+        outputs, after = call.run(call.tokens, call.per_head, call.state, self.here)
+        self.ops.append(op._replace(outputs=sum(y[0, 0].numel() for y in outputs)))
+        return outputs, after
 
     def _cross(
         self,
         name: str,
         family: str,
         call: Call,
+        transition: int = 0,
         summary: Callable[[], tuple[Tensor, ...]] | None = None,
         compose: Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], tuple[Tensor, ...]] | None = None,
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Run the op as its mode says. summary, compose: as in `crossing.by_state`, where the family has them."""
-        self._note(name, family, call, 0, compose is not None)
+        """Run the op as it is to cross. summary, compose: as in `crossing.by_state`, for families that have them; then transition
+        is how many numbers multiply the state.
+        """
+        op = self._op(name, family, call, affine=compose is not None, transition=transition)
         if self.ranks is None:
-            return call.run(call.tokens, call.per_head, call.state, self.here)
-        mode = self._mode(call, compose is not None)
-        if mode == "heads":
+            return self._alone(op, call)
+        crosses = choose(op, self.ranks.size, self.tokens, self.ranks.mode)
+        if crosses == "heads":
             return crossing.over_heads(call, self.ranks, self.whole)
-        if mode == "state" and summary is not None and compose is not None:
+        if crosses == "state" and summary is not None and compose is not None:
             return crossing.by_state(call, self.ranks, self.here, summary(), compose)
         return crossing.pipelined(call, self.ranks, self.here)
-
-    def _mode(self, call: Call, affine: bool) -> str:
-        """How an op with a state crosses: as asked, or by what is exchanged less, all ranks alike."""
-        assert self.ranks is not None
-        if self.ranks.mode != "auto":
-            return self.ranks.mode if affine or self.ranks.mode != "state" else "pipelined"
-        divides = call.heads % self.ranks.size == 0
-        if not affine:
-            return "heads" if divides else "pipelined"
-        of_states = self.ranks.size * sum(x.numel() for x in call.state)
-        of_streams = sum(x.numel() for x in call.tokens)
-        return "heads" if divides and of_streams < of_states else "state"
 
 
 def _cache(k: Tensor, v: Tensor, valid: Tensor, stretch: Stretch, window: int | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from llm.mixers import MIXERS
-from llm.sequence import Op, Seq
+from llm.parallel.plan import Op
+from llm.sequence import Seq
 
 TOKENS = 128
 

@@ -128,6 +128,11 @@ def refused(main, words: list[str], sentence: str, folder: Path, capsys) -> None
         (pretrain.main, [*TINY, "runs=data", "name=manifest.json"], "manifest.json is a file; choose another"),
         (describe.main, ["configs/exp/tiny.yaml", "model.depth=0"], "model.depth (0)"),
         (describe.main, ["configs/exp/tiny.yaml", "data.sequence_length=-4"], "data.sequence_length (-4)"),
+        (
+            describe.main,
+            ["configs/exp/tiny.yaml", "parallel.sequence=3"],
+            "data.sequence_length (64) must be a multiple of parallel.sequence (3); use 63 or 66",
+        ),
         (describe.main, ["runs/old"], "runs/old is a folder"),
         (evaluate.main, ["--run", "nowhere", "perplexity"], "holds no checkpoint"),
         (evaluate.main, ["--run", "runs/old", "perplexty"], "did you mean 'perplexity'"),

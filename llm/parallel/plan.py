@@ -1,0 +1,69 @@
+"""How an op crosses from rank to rank, and what that sends: decided from its shapes alone, so before anything runs."""
+
+from typing import Literal, NamedTuple
+
+from llm.parallel.ranks import Mode
+
+Crossing = Literal["heads", "state", "pipelined", "halo", "gathered"]
+
+
+class Op(NamedTuple):
+    """An op as a mixer calls it; numbers are of one sequence.
+
+    heads: H. reach: tokens before its own that it looks at directly, of a convolution or a window. affine: whether its state
+    crosses by summaries, or it has none but what it looks at. state, transition: numbers in the state, and in what multiplies it.
+    streams: (groups, numbers per group and token) of each stream that is split over heads. outputs: numbers per token.
+    """
+
+    name: str
+    family: str
+    heads: int
+    reach: int
+    affine: bool
+    state: int
+    transition: int
+    streams: tuple[tuple[int, int], ...]
+    outputs: int
+
+
+def choose(op: Op, size: int, tokens: int, mode: Mode) -> Crossing:
+    """The crossing of an op over `size` ranks that hold `tokens` each.
+
+    `auto`: a window by its halo, where a rank holds it; else attention over heads, where they divide; a recurrence that is affine
+    in its state by summaries or over heads, by what sends less; another one over heads, or else in a pipeline.
+    """
+    divides = op.heads % size == 0
+    if op.family == "conv":
+        return "halo"
+    if op.family == "attention":
+        near = op.reach > 0 and op.reach <= tokens
+        if mode == "heads" or (mode == "auto" and divides and not near):
+            return "heads"
+        return "halo" if near else "gathered"
+    if mode == "auto":
+        over_heads, by_state = (sent(op, crossing, size, tokens) for crossing in ("heads", "state"))
+        if op.affine and not (divides and over_heads < by_state):
+            return "state"
+        return "heads" if divides else "pipelined"
+    return "pipelined" if mode == "state" and not op.affine else mode
+
+
+def sent(op: Op, crossing: Crossing, size: int, tokens: int, stream_bytes: int = 2, state_bytes: int = 4) -> int:
+    """Bytes that all ranks together send per sequence in a forward pass; the backward pass sends as many again.
+
+    tokens: of a rank. stream_bytes, state_bytes: of a number in the streams, and in the state.
+    """
+    others = size - 1
+    if crossing == "heads":
+        streams = sum(groups * width * (1 if groups % size == 0 else size) for groups, width in op.streams)
+        return others * tokens * (streams + op.outputs) * stream_bytes
+    if crossing == "state":
+        return size * others * (op.state + op.transition) * state_bytes
+    if crossing == "pipelined":
+        return others * op.state * state_bytes
+    # of attention all streams but the queries
+    looked_at = sum(groups * width for groups, width in op.streams[op.family == "attention" :])
+    if crossing == "gathered":
+        return size * others * tokens * looked_at * stream_bytes
+    # of a window, which tokens are of the document at hand goes along, a byte each
+    return others * op.reach * (looked_at * stream_bytes + (op.family == "attention"))
