@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from llm.docs import Docs
+from llm.mixers import MIXERS
 from llm.parallel import MODES, Ranks
 from llm.testing import run_ranks
 
@@ -100,10 +101,18 @@ def all_of_them(rank: int, size: int, only: list[int]) -> dict[str, tuple[float,
     return worst
 
 
-@pytest.mark.parametrize("size", [2, 4])
-def test_split_over_ranks_is_one_rank(size: int) -> None:
-    found: list[dict[str, Any]] = run_ranks(all_of_them, size, size, list(range(len(CASES))), timeout=500)
-    assert len(found[0]) > 3 * len(CASES)
+# one of each kind, and what four ranks alone can do: the long tier has all cases on four ranks
+FEW = [*range(len(MIXERS)), *range(len(CASES) - len(EXTRA), len(CASES))]
+
+
+@pytest.mark.parametrize(
+    ("size", "only"),
+    [(2, range(len(CASES))), (4, FEW), pytest.param(4, range(len(CASES)), marks=pytest.mark.slow)],
+    ids=["2", "4", "4-all"],
+)
+def test_split_over_ranks_is_one_rank(size: int, only: list[int]) -> None:
+    found: list[dict[str, Any]] = run_ranks(all_of_them, size, size, list(only), timeout=500)
+    assert len(found[0]) > 3 * len(only)
     for name in found[0]:
         error, part = max(of_rank[name] for of_rank in found)
         assert error <= 1e-10, f"{name}: {part} differs by {error:.1e}"

@@ -13,21 +13,20 @@ from llm.parallel.traffic import Traffic
 from llm.testing import run_ranks
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "contract"))
-from cases import all_cases, label
+from cases import label
 from laws import WIDTH
 
-from tests.parallel.test_mixers import EXTRA, applies
+from tests.parallel.test_mixers import CASES, FEW, applies
 
 pytestmark = [pytest.mark.multirank, pytest.mark.timeout(300)]
-CASES = [*all_cases(), *EXTRA]
 BATCH, LENGTHS = 2, (96, 192)
 DOUBLE = 8
 
 
-def measured(rank: int, size: int) -> dict[tuple[str, str, int], tuple[int, int]]:
+def measured(rank: int, size: int, only: list[int]) -> dict[tuple[str, str, int], tuple[int, int]]:
     """By case, mode and length: bytes that this rank sends forwards, and backwards."""
     found = {}
-    for case in CASES:
+    for case in (CASES[k] for k in only):
         mixer = case.mixer()
         for mode in MODES:
             for length in LENGTHS if applies(case, mode, size) else ():
@@ -40,11 +39,15 @@ def measured(rank: int, size: int) -> dict[tuple[str, str, int], tuple[int, int]
     return found
 
 
-@pytest.mark.parametrize("size", [2, 4])
-def test_bytes_are_those_predicted(size: int) -> None:
-    by_rank = run_ranks(measured, size, size, timeout=280)
+@pytest.mark.parametrize(
+    ("size", "only"),
+    [(2, FEW), *(pytest.param(size, range(len(CASES)), marks=pytest.mark.slow) for size in (2, 4))],
+    ids=["2", "2-all", "4-all"],
+)
+def test_bytes_are_those_predicted(size: int, only: list[int]) -> None:
+    by_rank = run_ranks(measured, size, size, list(only), timeout=280)
     constant = 0
-    for case in CASES:
+    for case in (CASES[k] for k in only):
         ops = ops_of(case.config(), WIDTH)
         for mode in (mode for mode in MODES if applies(case, mode, size)):
             forward, used = {}, set()
@@ -64,4 +67,4 @@ def test_bytes_are_those_predicted(size: int) -> None:
             if not {"heads", "gathered"} & used:
                 constant += 1
                 assert len(set(forward.values())) == 1, f"{label(case)}, {mode} sends more for more tokens"
-    assert constant > len(CASES) // 2
+    assert constant > len(only) // 2
