@@ -111,7 +111,11 @@ class Encoder:
         self.why = f"{self._translation.pieces} pieces, {self._translation.merges} merges proved the same"
 
     def _by_tokenizers(self, texts: list[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._reference.encode_batch_fast(texts, add_special_tokens=False)]
+        try:
+            return [encoding.ids for encoding in self._reference.encode_batch_fast(texts, add_special_tokens=False)]
+        except Exception as error:
+            # the library has no class of its own for it
+            raise DataError(f"tokenizer.json cannot encode all text ({error}); give it a token for what it does not know") from None
 
     def _is_plain(self, text: str) -> bool:
         """Whether the proof covers it."""

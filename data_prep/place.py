@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_prep.stages.work import WORK
 from llm.data.manifest import NAME, TOKENIZER
-from llm.errors import DataError
+from llm.errors import ConfigError, DataError
 
 # what a writer that was cut short may have left
 LEFT = re.compile(r"(shard|index)-\d+\.tar|tokenizer\.json|CARD\.md|prepared\.json|report")
@@ -35,9 +35,17 @@ def check_place(out: Path, inputs: Iterable[Path] = (), option: str = "out=...")
     below = {path.resolve().relative_to(out.resolve()) for path in inputs if path.resolve().is_relative_to(out.resolve())}
     names = {path.name for path in out.iterdir()}
     mine = {name for name in names if not name.startswith(".")} - {path.parts[0] for path in below}
-    # a writer that was cut short has left at least one of these
-    begun = bool({TOKENIZER, WORK} & names)
-    foreign = sorted(name for name in mine if not (begun and LEFT.fullmatch(name)))
+    # a conversion that was cut short has left its tokenizer
+    left = {name for name in mine if TOKENIZER in names and LEFT.fullmatch(name)}
+    # where preparing has begun it was let in: what lies beside a dataset that it replaces does not keep it from going on
+    foreign = [] if WORK in names else sorted(mine - left)
     foreign += sorted(str(path) for path in below if LEFT.fullmatch(str(path)))
     if foreign:
         raise DataError(f"out ({out}) holds other files ({foreign[0]}); choose another {option}, or an empty folder")
+
+
+def check_name(source: str, where: str) -> None:
+    """Raises ConfigError unless `source` can be the name of a source."""
+    if not re.fullmatch(r"[\w.-]+", source):
+        law = "is no name for a source, which opens every document's id"
+        raise ConfigError(f"{where} {law}; use letters, digits, `_`, `-` and `.`")

@@ -24,6 +24,7 @@ from data_prep.stages import documents, duplicates, shards, tokenizer, tokens, w
 from data_prep.stages.work import FORMAT, WORK, Work
 from data_prep.workers import Workers
 from llm.data.manifest import NAME, TOKENIZER, Manifest, Shard, Source, write_whole
+from llm.data.plan import FILES as PLANS
 from llm.data.shard import token_dtype
 from llm.data.write import tokenizer_info
 from llm.errors import DataError
@@ -148,8 +149,10 @@ def _timed(stages: Iterator[str], seconds: dict[str, float]) -> Iterator[str]:
 def _shards(recipe: Recipe, folder: Work, workers: Workers, bars: Progress) -> list[Shard]:
     out = Path(recipe.out)
     plans = list(shards.plan(recipe.sources, folder, recipe.shard_tokens))
-    # from here on what was there is no dataset
+    # from here on what was there is no dataset, and its packing none of the next one's
     (out / NAME).unlink(missing_ok=True)
+    for stale in (path for pattern in PLANS for path in out.glob(pattern)):
+        stale.unlink()
     return shards.run(plans, out, folder, workers, tracker(bars, "shards"))
 
 

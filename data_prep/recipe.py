@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import os
-import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,6 +12,7 @@ from omegaconf import MISSING, OmegaConf
 from data_prep.decontaminate import DecontaminationConfig
 from data_prep.dedup import DedupConfig
 from data_prep.filters import FilterConfig
+from data_prep.place import check_name
 from data_prep.readers import READERS
 from llm.config import load
 from llm.errors import ConfigError
@@ -113,10 +113,7 @@ def load_recipe(words: list[str]) -> Recipe:
 
 def _check_source(name: str, source: SourceConfig) -> None:
     where = f"sources.{name}"
-    if not re.fullmatch(r"[\w.-]+", name):
-        raise ConfigError(
-            f"{where} is no name for a source, which opens every document's id; use letters, digits, `_`, `-` and `.`"
-        )
+    check_name(name, where)
     if not 0 <= source.weight < math.inf:
         law = "must not be negative or infinite"
         raise ConfigError(f"{where}.weight ({source.weight}) {law}; use 0 to keep it out of training")

@@ -9,6 +9,7 @@ sys.path[:] = [str(HERE.parent), *(p for p in sys.path if Path(p or ".").resolve
 
 
 import argparse
+import errno
 import os
 from itertools import islice
 
@@ -28,6 +29,9 @@ from llm.data import Manifest, documents, load_tokenizer
 from llm.data.plan import plan_path, planned
 from llm.errors import BraidError, ConfigError, did_you_mean
 
+RIGHTS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP}
+DISKS = {errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT}
+
 
 def main(argv: list[str] | None = None) -> int:
     """The exit status: 0, or 2 after an error that the user can cause."""
@@ -37,12 +41,19 @@ def main(argv: list[str] | None = None) -> int:
     except BraidError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("stopped; prepare goes on from here when it is run again", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         # the reader of our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        # what the system refuses; any other is a mistake of ours, and its traceback is wanted
+        if error.errno not in RIGHTS | DISKS:
+            raise
+        name = error.filename or "a disk"
+        print(f"error: {name} cannot be used ({error.strerror}); check its name, rights and room", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; prepare goes on from here when it is run again", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,8 +28,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the report. Raises ConfigError, DataError."""
-    if arguments.megabytes <= 0:
-        raise ConfigError(f"--megabytes ({arguments.megabytes:g}) must be positive; use 16")
+    if not 0 < arguments.megabytes < math.inf:
+        raise ConfigError(f"--megabytes ({arguments.megabytes:g}) must be positive and finite; use 16")
     files = {name: _tokenizer_file(Path(name)) for name in arguments.tokenizers}
     if arguments.text:
         texts = {"text": read_files(map(Path, arguments.text))}

@@ -77,7 +77,14 @@ def _find(name: str, folder: Path) -> Path:
 
 
 def _plain(node: DictConfig | ListConfig) -> Any:
-    return OmegaConf.to_container(node, resolve=False)
+    return _named(OmegaConf.to_container(node, resolve=False))
+
+
+def _named(value: Any) -> Any:
+    """Keys as the strings that all of a config's are: YAML reads a source called 2024 as a number."""
+    if isinstance(value, dict):
+        return {str(key): _named(held) for key, held in value.items()}
+    return [_named(held) for held in value] if isinstance(value, list) else value
 
 
 def _read(path: Path, including: tuple[Path, ...]) -> dict:

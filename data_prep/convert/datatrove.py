@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.convert.files import file_size, mapped
+from data_prep.convert.files import beside, file_size, mapped
 from llm.errors import DataError
 
 DTYPES = {2: "<u2", 4: "<u4"}
@@ -23,7 +23,7 @@ class Datatrove:
     def documents(self) -> Iterator[tuple[str, np.ndarray]]:
         """(place, ids) of each document. Raises DataError."""
         for path in self.files:
-            ends = mapped(path.with_name(f"{path.name}.index"), "<u8").astype(np.int64)
+            ends = mapped(beside(path, ".index"), "<u8").astype(np.int64)
             tokens = _tokens(path, int(ends[-1]) if len(ends) else 0)
             starts = np.concatenate([[0], ends[:-1]])
             if (ends < starts).any():
@@ -33,14 +33,14 @@ class Datatrove:
 
 
 def _tokens(path: Path, count: int) -> np.ndarray:
-    if path.with_name(f"{path.name}.loss").exists():
+    if beside(path, ".loss").exists():
         raise DataError(f"{path}.loss masks some ids out of the loss, which shards cannot; remove it to train on all of them")
     size = file_size(path)
     # which of both types follows from the sizes alone, while the tokenizer's name in the metadata may be missing
     dtype = DTYPES.get(size // count) if count and size % count == 0 else None
     if dtype is None and (size or count):
         raise DataError(f"{path} has {size} bytes where its index says {count} ids of 2 or 4 bytes; copy both again")
-    metadata = path.with_name(f"{path.name}.metadata")
+    metadata = beside(path, ".metadata")
     if metadata.exists():
         told = metadata.read_text(errors="replace").splitlines()[1:2]
         if told != [str(count)]:

@@ -21,6 +21,11 @@ def mapped(path: Path, dtype: np.dtype | str, offset: int = 0, count: int | None
     return np.memmap(path, dtype, "r", offset, (count,)) if count else np.zeros(0, dtype)
 
 
+def beside(path: Path, suffix: str) -> Path:
+    """The file that has this name and more."""
+    return Path(f"{path}{suffix}")
+
+
 def file_size(path: Path) -> int:
     """Raises DataError when the file cannot be read."""
     try:

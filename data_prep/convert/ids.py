@@ -1,5 +1,6 @@
 """Documents that come as ids: where a document begins and ends, and whose ids they are."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Literal
 import numpy as np
 import xxhash
 
+from data_prep.place import check_name
 from llm.data.manifest import TokenizerInfo
 from llm.errors import ConfigError, DataError
 
@@ -38,8 +40,9 @@ class ConvertConfig:
             raise ConfigError(f"validation ({self.validation}) is the share of documents held out; use a number in [0, 1)")
         if self.shard_tokens < 1:
             raise ConfigError(f"shard_tokens ({self.shard_tokens}) must be positive; use {1 << 26}")
-        if self.weight < 0:
-            raise ConfigError(f"weight ({self.weight}) must not be negative; use 1")
+        if not 0 <= self.weight < math.inf:
+            raise ConfigError(f"weight ({self.weight}) must not be negative or infinite; use 1")
+        check_name(self.source, f"source ({self.source})")
         if self.inside not in ("refuse", "split"):
             raise ConfigError(f"inside ({self.inside}) is unknown; use refuse or split")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.convert.files import file_size, mapped
+from data_prep.convert.files import beside, file_size, mapped
 from llm.errors import DataError
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -28,8 +28,8 @@ class Megatron:
         """(place, ids) of each document, its sequences put together. Raises DataError."""
         for file in self.files:
             prefix = file.with_suffix("") if file.suffix in (".bin", ".idx") else file
-            index = _Index(prefix.with_name(f"{prefix.name}.idx"))
-            tokens_file = prefix.with_name(f"{prefix.name}.bin")
+            index = _Index(beside(prefix, ".idx"))
+            tokens_file = beside(prefix, ".bin")
             size = file_size(tokens_file)
             if size != index.bytes:
                 raise DataError(f"{tokens_file} has {size} bytes where its .idx says {index.bytes}; copy both again")

@@ -7,6 +7,7 @@ an uncompressed tar holds members as they are.
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
@@ -49,7 +50,8 @@ def _array(place: str, content: bytes, offset: int) -> tuple[str, int, np.ndarra
     header = io.BytesIO(content)
     try:
         shape, _, dtype = HEADERS[np.lib.format.read_magic(header)](header)
-    except (ValueError, KeyError):
+    # numpy reads the header as Python: a tokenizer and a parser of it have errors of their own
+    except (ValueError, KeyError, TokenError, MemoryError, RecursionError):
         raise DataError(f"{place} is no .npy; name the extension of the arrays of ids") from None
     begin = header.tell()
     if len(shape) != 1 or dtype.str not in DTYPES or begin + shape[0] * dtype.itemsize != len(content):

@@ -1,7 +1,9 @@
 """The files below a folder, in the order of their paths, one folder's names in memory at a time."""
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +14,7 @@ from data_prep.readers.record import UNREADABLE, ReadLog, printable
 from llm.errors import DataError
 
 LINK = "link to a folder"
+NO_FILE = "pipe or device"
 IGNORED = "ignored"
 
 
@@ -38,8 +41,8 @@ def find_files(
 ) -> Iterator[File]:
     """Files below `root` that match one of `files` and none of `rules`.
 
-    Links to files are followed; links to folders, folders that cannot be listed and what `rules` leave out are counted. A folder
-    that is left out counts once, whatever it holds. A file that `files` do not ask for is not counted.
+    Links to files are followed; links to folders, folders that cannot be listed, pipes, devices and what `rules` leave out are
+    counted. A folder that is left out counts once, whatever it holds. A file that `files` do not ask for is not counted.
 
     Args:
         root: a folder, or one file, which is taken as it is.
@@ -47,7 +50,7 @@ def find_files(
         gitignore: heed the .gitignore files in the tree as well.
 
     Raises:
-        DataError: there is no root, or nothing matches.
+        DataError: there is no root, it cannot be listed, or nothing matches.
     """
     top = Path(root)
     if top.is_file():
@@ -55,6 +58,8 @@ def find_files(
         return
     if not top.is_dir():
         raise DataError(f"root ({root}) does not exist in {Path.cwd()}; correct the path")
+    if not os.access(top, os.R_OK | os.X_OK):
+        raise DataError(f"root ({root}) cannot be listed; check your rights to read it")
     wanted = GitIgnoreSpec.from_lines(files)
     found = False
     for name, path in _walk(top, wanted, log, rules, gitignore):
@@ -80,10 +85,12 @@ def _walk(top: Path, wanted: GitIgnoreSpec, log: ReadLog, rules: Sequence[Rule],
             stack.pop()
             continue
         name = printable(os.path.relpath(entry.path, root))
-        folder, ignores = entry.is_dir(), stack[-1].ignores
+        folder, ignores = _is_folder(entry), stack[-1].ignores
         if not folder and not wanted.match_file(name):
             continue
         reason = _left_out(name + "/" * folder, rules, ignores)
+        if reason is None and not folder and _never_ends(entry.path):
+            reason = NO_FILE
         if reason is None and folder and entry.is_symlink():
             reason = LINK
         if reason:
@@ -106,6 +113,21 @@ def _open(path: str, prefix: str, ignores: tuple, log: ReadLog, gitignore: bool)
             lines = Path(path, ".gitignore").read_text(errors="replace").splitlines()
             ignores = (*ignores, (prefix, _gitignore(lines, prefix, log)))
     return _Folder(iter(found), ignores)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    # a link that leads to itself raises; opening it as a file counts it
+    with suppress(OSError):
+        return entry.is_dir()
+    return False
+
+
+def _never_ends(path: str) -> bool:
+    """Whether opening it may wait for ever, or reading it never end."""
+    with suppress(OSError):
+        mode = os.stat(path).st_mode
+        return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+    return False
 
 
 def _gitignore(lines: list[str], prefix: str, log: ReadLog) -> GitIgnoreSpec:

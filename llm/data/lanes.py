@@ -37,6 +37,8 @@ from llm.data.permutation import epoch_keys, permute, source_key
 from llm.errors import ConfigError
 
 LEAST_PER_LANE = 64
+# far above any number of nodes
+MAX_LANES = 1 << 20
 
 
 class Places(NamedTuple):
@@ -59,9 +61,9 @@ class LaneOrder:
     """
 
     def __init__(self, sizes: Mapping[str, int], weights: Mapping[str, float | Fraction], seed: int, lanes: int = 1):
-        if lanes < 1 or lanes & (lanes - 1):
-            near = 1 << max(0, lanes.bit_length() - 1)
-            raise ConfigError(f"lanes ({lanes}) must be a power of two; use {near} or {2 * near}")
+        if not 1 <= lanes <= MAX_LANES or lanes & (lanes - 1):
+            near = min(1 << max(0, lanes.bit_length() - 1), MAX_LANES // 2)
+            raise ConfigError(f"data.lanes ({lanes}) must be a power of two up to {MAX_LANES}; use {near} or {2 * near}")
         self.lanes = lanes
         self.mixture = Mixture({name: weights[name] for name in sizes})
         self.turns = Turns(self.mixture, lanes)

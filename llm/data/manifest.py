@@ -119,14 +119,12 @@ class Manifest:
         """
         if is_remote(path):
             return _load_remote(str(path), cache or CacheConfig())
-        path = Path(path) / NAME if Path(path).is_dir() else Path(path)
-        if not path.is_file():
-            raise DataError(f"manifest {path} does not exist; prepare the dataset with `braid-data prepare RECIPE.yaml`")
-        manifest = _from_content(_parse(path.read_bytes(), path), path, path.parent)
-        manifest._check_tokenizer()
-        for shard in manifest.shards if check_shards else ():
-            manifest._check_shard(shard)
-        return manifest
+        try:
+            return _load_local(Path(path), check_shards)
+        except OSError as error:
+            raise DataError(
+                f"dataset {path} cannot be read ({error.filename}: {error.strerror}); check its name, and your rights to read it"
+            ) from None
 
     @cached_property
     def hash(self) -> str:
@@ -253,6 +251,17 @@ def _from_content(content: dict[str, Any], path: Path | str, root: Path) -> Mani
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"manifest {path} lacks or misnames a field ({error}); prepare the dataset again") from None
+
+
+def _load_local(path: Path, check_shards: bool) -> Manifest:
+    path = path / NAME if path.is_dir() else path
+    if not path.is_file():
+        raise DataError(f"manifest {path} does not exist; prepare the dataset with `braid-data prepare RECIPE.yaml`")
+    manifest = _from_content(_parse(path.read_bytes(), path), path, path.parent)
+    manifest._check_tokenizer()
+    for shard in manifest.shards if check_shards else ():
+        manifest._check_shard(shard)
+    return manifest
 
 
 def _load_remote(address: str, config: CacheConfig) -> Manifest:

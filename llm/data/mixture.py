@@ -114,19 +114,24 @@ def _check(weights: Mapping[str, float | Fraction]) -> None:
 
 def _shares(weights: list[float | Fraction]) -> list[int]:
     """Draws of each source in one period: proportional to the weights, exact where the period stays short."""
-    exact = [weight if isinstance(weight, Fraction) else Fraction(repr(float(weight))) for weight in weights]
-    total = sum(exact)
-    exact = [weight / total for weight in exact]
+    exact = _exact(weights)
     period = lcm(*(weight.denominator for weight in exact))
     if period <= MAX_PERIOD:
         return [int(weight * period) for weight in exact]
     return dealt(exact, MAX_PERIOD)
 
 
+def _exact(weights: Sequence[float | Fraction]) -> list[Fraction]:
+    """The decimals that floats are printed as, adding up to 1."""
+    exact = [weight if isinstance(weight, Fraction) else Fraction(repr(float(weight))) for weight in weights]
+    total = sum(exact)
+    return [weight / total for weight in exact]
+
+
 def dealt(weights: Sequence[float | Fraction], total: int) -> list[int]:
     """`total` things dealt out by weight, at least one each, by largest remainders after that; ties go to the first."""
-    exact = [Fraction(weight) for weight in weights]
-    due = [weight / sum(exact) * (total - len(exact)) for weight in exact]
+    exact = _exact(weights)
+    due = [weight * (total - len(exact)) for weight in exact]
     shares = [1 + int(things) for things in due]
     by_remainder = sorted(range(len(exact)), key=lambda s: (int(due[s]) - due[s], s))
     for s in by_remainder[: total - sum(shares)]:

@@ -35,6 +35,8 @@ from llm.errors import DataError
 
 MAGIC = b"BRAIDPK1"
 DIGEST = 16
+# what lies beside a manifest, the plan and its lock
+FILES = ("*.bestfit-*.plan", ".*.bestfit-*.plan.lock")
 REMEDY = "delete it, and it is computed again"
 
 

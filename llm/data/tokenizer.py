@@ -7,6 +7,7 @@ boundary and a false reset of the state. The switch against it is not saved in t
 from pathlib import Path
 
 from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from llm.errors import DataError
 
@@ -15,9 +16,13 @@ DOCUMENT_TOKEN = "<|endoftext|>"
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """The tokenizer in `path`, a tokenizer.json. Special tokens inside text are encoded as plain text. Raises DataError."""
-    if not Path(path).is_file():
-        raise DataError(f"tokenizer {path} does not exist; it lies beside manifest.json and in every run folder")
-    return parse_tokenizer(Path(path).read_bytes(), str(path))
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"tokenizer {path} does not exist; it lies beside manifest.json and in every run folder") from None
+    except OSError as error:
+        raise DataError(f"tokenizer {path} cannot be read ({error.strerror}); name a tokenizer.json that can") from None
+    return parse_tokenizer(content, str(path))
 
 
 def parse_tokenizer(content: bytes, name: str = "tokenizer.json") -> Tokenizer:
@@ -26,7 +31,12 @@ def parse_tokenizer(content: bytes, name: str = "tokenizer.json") -> Tokenizer:
         tokenizer = Tokenizer.from_str(content.decode())
     except Exception as error:
         raise DataError(f"{name} is no tokenizer.json ({error}); write one with Tokenizer.save") from None
+    if not tokenizer.get_vocab_size():
+        raise DataError(f"{name} holds no token; train the tokenizer before it is saved")
     tokenizer.encode_special_tokens = True
+    if isinstance(tokenizer.model, BPE):
+        # of its training: the same text would have other ids every time
+        tokenizer.model.dropout = None
     # settings for batches of short texts, saved by some publishers: they would drop the rest of a document in silence
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -71,6 +71,12 @@ def test_kinds_choose_their_dataclass(tmp_path):
     assert config.items["y"] == Item(Circle(radius=2.0), Circle())
 
 
+def test_a_key_may_be_a_number(tmp_path):
+    write(tmp_path, a="name: a\nitems: {2024: {shape: {kind: square, side: 3}}}\n")
+    config = load(Root, [str(tmp_path / "a.yaml"), "items.2024.shape.side=4", "items.7={shape: circle}"], KINDS)
+    assert config.items == {"2024": Item(Square(side=4), Nothing()), "7": Item(Circle(), Nothing())}
+
+
 def test_another_kind_starts_afresh(tmp_path):
     write(tmp_path, a="name: a\nitems: {x: {shape: {kind: square, side: 3}}}\n", b="items: {x: {shape: {kind: circle}}}\n")
     config = load(Root, [str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")], KINDS)

@@ -276,6 +276,8 @@ def test_the_command(tokenizer_json: bytes, tmp_path: Path, monkeypatch: pytest.
         (["datatrove", "x.ds", "--dtype", "uint32"], r"--dtype \(uint32\) is for nanogpt"),
         (["nanogpt", "train.bin", "--validation", "1"], r"validation \(1\.0\) is the share"),
         (["nanogpt", "train.bin", "--shard-tokens", "0"], r"shard_tokens \(0\) must be positive"),
+        (["megatron", "."], r"\.\.idx cannot be read"),
+        (["datatrove", "/"], r"/\.index cannot be read"),
         (["nanogpt", "train.bin", "--out", "full"], r"out \(full\) holds other files \(x\.txt\)"),
         (["nanogpt", "train.bin", "--out", "t.json/out"], r"out \(t\.json/out\) cannot be made: .*t\.json is a file"),
         (["nanogpt", "train.bin", "--out", "made"], r"out \(made\) holds a dataset already"),

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from data_prep import byte_level
 from data_prep import encoder as encoder_module
 from data_prep.bpe import train_bpe
 from data_prep.encoder import LONG_SPACE, Encoder
+from llm.data.tokenizer import parse_tokenizer
 from llm.errors import ConfigError, DataError
 from tests.data import tokenizers_of_all_kinds as kinds
 
@@ -181,6 +182,20 @@ def test_a_document_token_that_text_can_make_is_refused():
     whole["model"]["vocab"]["<|endoftext|>"] = whole["added_tokens"][0]["id"]
     with pytest.raises(DataError, match="must never give a special id"):
         Encoder(dump(whole))
+
+
+def test_dropout_of_training_is_left_out():
+    content = TRANSLATABLE["ours"]
+    trained = dump({**content, "model": {**content["model"], "dropout": 0.5}})
+    for engine in ("auto", "tokenizers"):
+        assert Encoder(trained, engine).encode(kinds.TEXTS) == Encoder(dump(content), "tokenizers").encode(kinds.TEXTS)
+
+
+def test_a_tokenizer_that_cannot_encode_all_text_is_refused():
+    with pytest.raises(DataError, match=r"cannot encode all text \(.*UNK.*\); give it a token for what it does not know"):
+        Encoder(Tokenizer(models.WordLevel({"a": 0}, unk_token="?")).to_str().encode())
+    with pytest.raises(DataError, match=r"empty\.json holds no token"):
+        parse_tokenizer(Tokenizer(models.BPE()).to_str().encode(), "empty.json")
 
 
 def test_settings_of_length_are_ignored():

@@ -229,6 +229,10 @@ def npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def npy_of(header: str) -> dict[str, bytes]:
+    return {"a_npy": b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()}
+
+
 ONE = npy(np.array([1, 2], "<i4"))
 ODD = {
     "two dimensions": (
@@ -238,6 +242,8 @@ ODD = {
     "floats": ({"a_npy": npy(np.ones(3))}, r"\(<f8, shape \(3,\), \d+ bytes\) must be a one-dimensional array of whole numbers"),
     "cut": ({"a_npy": ONE[:-1]}, "must be a one-dimensional"),
     "no npy": ({"a_npy": b"text"}, r"t\.tar#a is no \.npy"),
+    "a header of brackets": (npy_of("(" * 100), r"t\.tar#a is no \.npy"),
+    "a header of signs": (npy_of("-" * 9000), r"t\.tar#a is no \.npy"),
     "pickles": ({"a_npy": npy(np.array([{}], dtype=object))}, "must be a one-dimensional"),
     "other ids": ({"a_npy": npy(np.array([300]))}, r"t\.tar#a: id 300 is not the tokenizer's, whose ids are below 300"),
     "negative ids": ({"a_npy": npy(np.array([-1]))}, "id -1 is not the tokenizer's"),
@@ -323,6 +329,8 @@ def test_the_command(tokenizer_json: bytes, tmp_path: Path, monkeypatch: pytest.
         (["--tokenizer", "none.json"], r"tokenizer none\.json does not exist"),
         (["--document-token", "999"], "document token 999 must be an id of the tokenizer"),
         (["--weight", "-1"], r"weight \(-1\.0\) must not be negative"),
+        (["--weight", "nan"], r"weight \(nan\) must not be negative or infinite"),
+        (["--source", "a b"], r"source \(a b\) is no name for a source"),
     ],
 )
 def test_bad_words_end_in_a_sentence(

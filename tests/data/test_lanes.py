@@ -100,7 +100,7 @@ def test_a_position_alone_is_what_it_is_in_a_block(i: list[int]):
         assert [int(part[0]) for part in order(np.array([position]))] == [int(part[k]) for part in block]
 
 
-@pytest.mark.parametrize("lanes", [0, 12, -8])
+@pytest.mark.parametrize("lanes", [0, 12, -8, 1 << 40])
 def test_lanes_are_a_power_of_two(lanes: int):
     with pytest.raises(ConfigError, match=rf"lanes \({lanes}\) must be a power of two"):
         order_of([1.0], 10**6, lanes)

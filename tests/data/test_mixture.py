@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm.data.mixture import MAX_PERIOD, Mixture
+from llm.data.mixture import MAX_PERIOD, Mixture, dealt
 from llm.errors import ConfigError
 
 
@@ -74,6 +74,8 @@ def test_decimals_count_as_written_and_units_do_not_matter():
     assert mixture_of([0.7, 0.2, 0.1]).shares.tolist() == [7, 2, 1]
     assert mixture_of([70, 20.0, Fraction(10)]).shares.tolist() == [7, 2, 1]
     assert mixture_of([Fraction(1, 3), Fraction(2, 3)]).shares.tolist() == [1, 2]
+    # 0.7 and 0.3 are a little less than they say, which would decide this tie
+    assert dealt([0.7, 0.3], 7) == dealt([7, 3], 7) == [5, 2]
 
 
 @given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=4), data=st.data())

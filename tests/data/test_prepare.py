@@ -19,6 +19,7 @@ from data_prep.run import main
 from data_prep.verify import verify
 from llm.config import configs_root
 from llm.data import Manifest, documents, load_tokenizer
+from llm.data.plan import plan_path, planned
 from llm.errors import ConfigError, DataError
 from tests.data.preparing import INJECTION, content, make_corpus, prepared, texts
 
@@ -136,6 +137,39 @@ def test_the_dataset_there_is_whole_until_the_new_one_has_its_shards(corpus: Pat
     verify(Manifest.load("out"))
     assert Manifest.load("out").hash == first.hash
     assert prepared("tokenizer.vocabulary=280", replace=True).hash != first.hash
+
+
+def test_a_replacement_goes_on_beside_a_plan_and_files_of_others(corpus: Path, monkeypatch: pytest.MonkeyPatch):
+    first = prepared()
+    plan = plan_path(Path("out"), "train", 16)
+    planned(first, "train", 16)
+    Path("out/README.md").write_text("of mine")
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module.shards, "run", killed)
+        assert main(["prepare", "recipe.yaml", "tokenizer.vocabulary=280", "--replace"]) == 130
+    assert not Path("out/manifest.json").exists()
+    second = prepared("tokenizer.vocabulary=280")
+    assert second.hash != first.hash
+    assert not plan.exists(), "it packs other documents"
+    assert planned(second, "train", 16).manifest == second.hash
+    assert Path("out/README.md").read_text() == "of mine"
+
+
+def test_what_the_system_refuses_ends_in_a_sentence(corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    for error, said in (
+        (PermissionError(errno.EACCES, "Permission denied", "out"), "error: out cannot be used (Permission denied)"),
+        (OSError(errno.EIO, "Input/output error"), "error: a disk cannot be used (Input/output error)"),
+    ):
+        monkeypatch.setattr(prepare_module.work, "opened", Mock(side_effect=error))
+        assert main(["prepare", "recipe.yaml"]) == 2
+        assert said in capsys.readouterr().err
+    monkeypatch.setattr(prepare_module.work, "opened", Mock(side_effect=FileNotFoundError(errno.ENOENT, "No such file", "x")))
+    with pytest.raises(FileNotFoundError):
+        main(["prepare", "recipe.yaml"])
 
 
 def test_the_work_of_another_recipe_is_kept_by_one_that_is_done(corpus: Path):

@@ -35,6 +35,21 @@ def test_text_files_are_one_document_each(tmp_path: Path):
     ]
 
 
+def test_nothing_that_never_ends_or_leads_nowhere_is_opened(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("text")
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "device.txt").symlink_to("/dev/zero")
+    (tmp_path / "itself.txt").symlink_to("itself.txt")
+    assert read(TextFiles(str(tmp_path))) == (
+        {"s:a.txt": "text"},
+        [
+            ("pipe or device", "device.txt"),
+            ("unreadable (Too many levels of symbolic links)", "itself.txt"),
+            ("pipe or device", "pipe.txt"),
+        ],
+    )
+
+
 def test_a_name_that_is_no_utf8_has_an_id(tmp_path: Path):
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")).write_text("text")
     assert read(TextFiles(str(tmp_path))) == ({"s:caf\\xe9.txt": "text"}, [])

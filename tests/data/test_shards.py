@@ -1,10 +1,12 @@
 """Shards and manifests: other tools open them, and no damage passes unseen."""
 
+import errno
 import json
 import random
 import shutil
 import tarfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import google_crc32c
 import numpy as np
@@ -193,6 +195,15 @@ def test_a_manifest_of_another_version_is_refused(copy_of_dataset: Manifest):
 def test_a_manifest_that_is_not_there_says_how_to_make_one(tmp_path: Path):
     with pytest.raises(DataError, match="does not exist; prepare the dataset with `braid-data prepare"):
         Manifest.load(tmp_path / "none")
+
+
+def test_a_dataset_that_the_system_refuses_is_named(copy_of_dataset: Manifest, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(DataError, match=r"dataset x+ cannot be read \(x+: File name too long\)"):
+        Manifest.load("x" * 300)
+    refused = PermissionError(errno.EACCES, "Permission denied", "tokenizer.json")
+    monkeypatch.setattr(Manifest, "_check_tokenizer", Mock(side_effect=refused))
+    with pytest.raises(DataError, match=r"cannot be read \(tokenizer\.json: Permission denied\)"):
+        Manifest.load(copy_of_dataset.root)
 
 
 def test_another_tokenizer_is_refused(copy_of_dataset: Manifest):

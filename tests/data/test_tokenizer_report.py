@@ -122,6 +122,7 @@ def test_the_command_compares_on_a_dataset_and_on_files(dataset: Manifest, tmp_p
         (["good.json", "--text", "gone.txt"], r"text gone\.txt cannot be read \(No such file"),
         (["bad.json", "--text", "good.json"], r"bad\.json is no tokenizer\.json"),
         (["good.json", "--text", "good.json", "--megabytes", "0"], r"--megabytes \(0\) must be positive"),
+        (["good.json", "--text", "good.json", "--megabytes", "nan"], r"--megabytes \(nan\) must be positive and finite"),
     ],
 )
 def test_bad_words_end_in_a_sentence(words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
