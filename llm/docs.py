@@ -78,3 +78,52 @@ class Docs:
     def max_len(self) -> int:
         """Tokens of the longest segment. Reads from the host."""
         return int(self.cu_seqlens.diff().max())
+
+
+class Stretch:
+    """Tokens that an op runs over at once: [first, first + tokens) of the sequence, or some rows of them.
+
+    docs: of the whole sequence; None: no document starts in it. offset_B: the position behind which the sequence goes on. fresh:
+    whether no token lies before it.
+    """
+
+    def __init__(self, docs: Docs | None, offset_B: Tensor, first: int, tokens: int, fresh: bool):
+        self.docs, self.offset_B, self.fresh = docs, offset_B, fresh and first == 0
+        self.first, self.tokens = first, tokens
+
+    def rows(self, rows: slice) -> "Stretch":
+        docs = None if self.docs is None else Docs(self.docs.starts_BT[rows])
+        return Stretch(docs, self.offset_B[rows], self.first, self.tokens, self.fresh)
+
+    @property
+    def here(self) -> slice:
+        return slice(self.first, self.first + self.tokens)
+
+    @property
+    def starts_BT(self) -> Tensor | None:
+        return None if self.docs is None else self.docs.starts_BT[:, self.here]
+
+    @property
+    def position_BT(self) -> Tensor:
+        """Each token's position in its document."""
+        if self.docs is None:
+            return self.offset_B[:, None] + torch.arange(self.first, self.first + self.tokens, device=self.offset_B.device)
+        return self.docs.position_BT(self.offset_B)[:, self.here]
+
+    @property
+    def phase_BT(self) -> Tensor | None:
+        """Positions, where chunks count from elsewhere than the first token."""
+        return None if self.fresh and self.docs is None else self.position_BT
+
+    def in_last_BT(self, like: Tensor) -> Tensor:
+        """bool: which tokens are of the document that the stretch ends in. like: `[B, ...]`, on the right device."""
+        if self.docs is None:
+            return torch.ones(len(like), self.tokens, dtype=torch.bool, device=like.device)
+        ids = self.docs.id_BT[:, self.here]
+        return ids == ids[:, -1:]
+
+    def unbroken_B(self, like: Tensor) -> Tensor:
+        """bool: whether no document starts in the stretch."""
+        if self.docs is None:
+            return torch.ones(len(like), dtype=torch.bool, device=like.device)
+        return ~self.docs.starts_BT[:, self.here].any(1)

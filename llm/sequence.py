@@ -9,16 +9,16 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from llm.docs import Docs
+from llm.docs import Docs, Stretch
 from llm.ops import dispatch, rotary
 from llm.ops.linear import summary as linear_summary
 from llm.ops.memory.naive import Context, Maps, Memory
 from llm.ops.recurrent.cells import CELLS
 from llm.ops.scan import summary as scan_summary
 from llm.ops.scan.naive import exact
-from llm.parallel import Ranks, collectives, crossing
+from llm.parallel import Ranks, crossing
+from llm.parallel import attention as across
 from llm.parallel.crossing import Call
 from llm.parallel.plan import Op, choose
 from llm.state import State, StateSpec, accumulator
@@ -88,55 +88,6 @@ def context_state(heads: int, sizes: Sequence[int], chunk: int) -> dict[str, Sta
 def named(name: str, specs: dict[str, StateSpec]) -> dict[str, StateSpec]:
     """The specs of one op under the name that the mixer gave it."""
     return {name + key: spec for key, spec in specs.items()}
-
-
-class Stretch:
-    """Tokens that an op runs over at once: [first, first + tokens) of the sequence, or some rows of them.
-
-    docs: of the whole sequence; None: no document starts in it. offset_B: the position behind which the sequence goes on. fresh:
-    whether no token lies before it.
-    """
-
-    def __init__(self, docs: Docs | None, offset_B: Tensor, first: int, tokens: int, fresh: bool):
-        self.docs, self.offset_B, self.fresh = docs, offset_B, fresh and first == 0
-        self.first, self.tokens = first, tokens
-
-    def rows(self, rows: slice) -> "Stretch":
-        docs = None if self.docs is None else Docs(self.docs.starts_BT[rows])
-        return Stretch(docs, self.offset_B[rows], self.first, self.tokens, self.fresh)
-
-    @property
-    def here(self) -> slice:
-        return slice(self.first, self.first + self.tokens)
-
-    @property
-    def starts_BT(self) -> Tensor | None:
-        return None if self.docs is None else self.docs.starts_BT[:, self.here]
-
-    @property
-    def position_BT(self) -> Tensor:
-        """Each token's position in its document."""
-        if self.docs is None:
-            return self.offset_B[:, None] + torch.arange(self.first, self.first + self.tokens, device=self.offset_B.device)
-        return self.docs.position_BT(self.offset_B)[:, self.here]
-
-    @property
-    def phase_BT(self) -> Tensor | None:
-        """Positions, where chunks count from elsewhere than the first token."""
-        return None if self.fresh and self.docs is None else self.position_BT
-
-    def in_last_BT(self, like: Tensor) -> Tensor:
-        """bool: which tokens are of the document that the stretch ends in. like: `[B, ...]`, on the right device."""
-        if self.docs is None:
-            return torch.ones(len(like), self.tokens, dtype=torch.bool, device=like.device)
-        ids = self.docs.id_BT[:, self.here]
-        return ids == ids[:, -1:]
-
-    def unbroken_B(self, like: Tensor) -> Tensor:
-        """bool: whether no document starts in the stretch."""
-        if self.docs is None:
-            return torch.ones(len(like), dtype=torch.bool, device=like.device)
-        return ~self.docs.starts_BT[:, self.here].any(1)
 
 
 class Seq:
@@ -215,47 +166,16 @@ class Seq:
             k, v = torch.cat([k_past, k], 1), torch.cat([v_past, v], 1)
             shared = tuple(x.transpose(0, 1) for x in per_head) or None
             y = dispatch.run("attention", stretch.tokens, q, k, v, valid, stretch.starts_BT, prefix=shared, **settings)
-            return (y,), _cache(k, v, valid, stretch, window)
+            return (y,), across.cache(k, v, valid, stretch, window)
 
         call = Call(q_BTHK.shape[2], (q_BTHK, k_BTGK, v_BTGV), fixed, cache, (2, 2, None), run)
         op = self._op(name, "attention", call, 0 if window is None else window - 1)
         if self.ranks is None:
             (y,), after = self._alone(op, call)
         else:
-            y, after = self._attention_crossing(op, call, window)
+            y, after = across.cross(op, call, self.ranks, self.here, self.whole, window)
         self.new_state |= dict(zip(keys, after, strict=True))
         return y
-
-    def _attention_crossing(self, op: Op, call: Call, window: int | None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        assert self.ranks is not None
-        crosses = choose(op, self.ranks.size, self.tokens, self.ranks.mode)
-        if crosses == "gathered":
-            return self._attention_gathered(call, window)
-        if crosses == "heads":
-            (y,), after = crossing.over_heads(call, self.ranks, self.whole)
-            return y, after
-        _, k, v = call.tokens
-        tail = _cache(k, v, call.state[2][:, :0], self.here, window)
-        (y,), after = crossing.by_halo(call, self.ranks, self.here, tail)
-        return y, after
-
-    def _attention_gathered(self, call: Call, window: int | None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Every rank's keys and values on all: for heads that the ranks do not divide."""
-        assert self.ranks is not None
-        (q, *own), (k_past, v_past, valid) = call.tokens, call.state
-        k, v = (collectives.gather(x, self.ranks, 1) for x in own)
-        before = Stretch(self.whole.docs, self.whole.offset_B, 0, self.here.first, self.whole.fresh)
-        past = (k_past, v_past, valid)
-        if before.tokens:
-            near = slice(0, before.tokens) if window is None else slice(max(0, before.tokens - window + 1), before.tokens)
-            past = (
-                torch.cat([k_past, k[:, near]], 1),
-                torch.cat([v_past, v[:, near]], 1),
-                torch.cat([valid & before.unbroken_B(valid)[:, None], before.in_last_BT(valid)[:, near]], 1),
-            )
-        (y,), _ = call.run((q, *own), call.per_head, past, self.here)
-        y = collectives.tied(y, k, v)
-        return y, _cache(torch.cat([k_past, k], 1), torch.cat([v_past, v], 1), valid, self.whole, window)
 
     def linear(self, name: str, q_BTGK: Tensor, k_BTGK: Tensor, v_BTHV: Tensor, log_decay: Tensor, *, scale: float = 1.0) -> Tensor:
         """Gated linear recurrence S_t = exp(log_decay_t) S_{t-1} + k_t v_t^T, y_t = scale q_t S_t: `[B, T, H, V]`.
@@ -483,12 +403,6 @@ class Seq:
         return crossing.pipelined(call, self.ranks, self.here)
 
 
-def _cache(k: Tensor, v: Tensor, valid: Tensor, stretch: Stretch, window: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """The last window - 1 keys and values of the cache and the stretch, or all, and which are of the document at hand."""
-    valid = torch.cat([valid & stretch.unbroken_B(valid)[:, None], stretch.in_last_BT(valid)], 1)
-    return (k, v, valid) if window is None else (_last(k, window - 1), _last(v, window - 1), _last(valid, window - 1))
-
-
 def _memory_keys(name: str, layers: int) -> list[str]:
     return [f"{name}.{part}.{layer}" for part in Memory._fields for layer in range(layers)]
 
@@ -501,11 +415,3 @@ def _memory(state: Sequence[Tensor]) -> Memory:
 
 def _flat(memory: Memory) -> tuple[Tensor, ...]:
     return tuple(w for part in memory for w in part)
-
-
-def _last(x: Tensor, count: int) -> Tensor:
-    """The last `count` along dimension 1, padded on the left with zeros when there are fewer."""
-    missing = count - x.shape[1]
-    if missing > 0:
-        return F.pad(x, (0, 0) * (x.ndim - 2) + (missing, 0))
-    return x[:, x.shape[1] - count :]

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llm import sequence
-from llm.docs import Docs
+from llm.docs import Docs, Stretch
 from llm.ops import dispatch, loops, rotary
 from llm.ops.conv import chunk as conv_chunk
 from llm.ops.linear import chunk as linear_chunk
@@ -21,7 +20,7 @@ from llm.ops.recurrent import chunk as recurrent_chunk
 from llm.ops.recurrent import loop as recurrent_loop
 from llm.ops.scan import chunk as scan_chunk
 from llm.ops.scan import loop as scan_loop
-from llm.sequence import Stretch
+from llm.parallel import attention as across
 
 
 def _many(family: str, op: Callable[..., Any]) -> AbstractContextManager:
@@ -172,12 +171,12 @@ def memory_takes_gradients_at_its_current_weights() -> AbstractContextManager:
 
 
 def cache_of_an_ended_document_stays_valid() -> AbstractContextManager:
-    right = sequence._cache
+    right = across.cache
 
     def wrong(k: Tensor, v: Tensor, valid: Tensor, stretch: Stretch, window: int | None) -> tuple[Tensor, Tensor, Tensor]:
         return right(k, v, valid, Stretch(None, stretch.offset_B, stretch.first, stretch.tokens, stretch.fresh), window)
 
-    return patch.object(sequence, "_cache", wrong)
+    return patch.object(across, "cache", wrong)
 
 
 def attention_ignores_documents() -> AbstractContextManager:
