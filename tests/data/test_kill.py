@@ -52,7 +52,7 @@ def last_state(log: Path) -> int:
     return json.loads(whole[-1])["state"]["consumed"] if whole else 0
 
 
-@pytest.mark.parametrize("packing", ["concat", "bestfit"])
+@pytest.mark.parametrize("packing", ["concat", pytest.param("bestfit", marks=pytest.mark.slow)])
 def test_killed_anywhere_it_goes_on(dataset: Manifest, tmp_path: Path, packing: str):
     rng, log = random.Random(packing), tmp_path / "log"
     for _ in range(5):
