@@ -157,7 +157,7 @@ class Seq:
         keys = [f"{name}.{part}" for part in ("k", "v", "valid")]
         cache = tuple(self.state[key] for key in keys)
         cache = (cache[0].to(k_BTGK.dtype), cache[1].to(v_BTGV.dtype), cache[2])
-        if self.here.fresh or (self.ranks is not None and self.whole.fresh):
+        if self.whole.fresh:
             cache = tuple(x[:, :0] for x in cache)
         fixed = () if prefix is None else tuple(x.transpose(0, 1) for x in prefix)
 

@@ -87,10 +87,6 @@ class LaneOrder:
         sequence = first + permute(index, last - first, epoch_keys(self._keys[source, lane], epoch))
         return Places(source, order_lane, epoch, sequence)
 
-    def lane(self, i: np.ndarray) -> np.ndarray:
-        """The lane of each position."""
-        return self._reversed[self.turns.place(np.asarray(i, dtype=np.int64))]
-
     def _run(self, source: np.ndarray, lane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """First and one past the last stored sequence of lanes of sources."""
         size, lanes = self._sizes[source], np.where(self.has_lanes[source], self.lanes, 1)

@@ -91,8 +91,8 @@ def _best_fit_decreasing(sizes: np.ndarray, room: int) -> tuple[np.ndarray, int]
 
 def checked_lengths(lengths: np.ndarray, sequence_length: int) -> np.ndarray:
     """`lengths` as int64. Raises DataError for an empty document, ConfigError for a sequence length below 1."""
-    if sequence_length < 1:
-        raise ConfigError(f"data.sequence_length ({sequence_length}) must be at least 1; use 1024")
+    if not 1 <= sequence_length < 1 << 48:
+        raise ConfigError(f"data.sequence_length ({sequence_length}) must be at least 1 and below 2^48; use 1024")
     lengths = np.asarray(lengths, dtype=np.int64)
     if len(lengths) and lengths.min() < 1:
         raise DataError(

@@ -1,7 +1,9 @@
 """What ranks exchange, differentiable: the gradient of a rank's loss reaches the inputs of all ranks.
 
-A value that several ranks use gets the sum of their gradients. Every function is called by all ranks of the group, in the same
-order, forward and backward: autograd runs backwards through a program that is the same on all of them.
+A value that several ranks use gets the sum of their gradients. Every function is called by all ranks of the group in one order,
+forwards because they run one program. Backwards too: of the nodes that are ready, autograd takes the one that was made last, and
+what a node waits for was made after it; so the nodes run in the reverse of the order in which the program made them, on every rank,
+as long as each is reached on every rank. `tied` sees to that where a rank has no use for what it was given.
 """
 
 from collections.abc import Callable

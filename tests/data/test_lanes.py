@@ -121,7 +121,7 @@ def test_the_ranks_shares_are_the_batch(nodes: int, per_node: int, rows: int, st
     order, ranks = order_of(weights, 10**6, 64), nodes * per_node
     batch = ranks * rows
     positions = step * batch + np.arange(batch)
-    shares = [positions[share_of_rank(order.lane(positions), rank, ranks)] for rank in range(ranks)]
+    shares = [positions[share_of_rank(order(positions).lane, rank, ranks)] for rank in range(ranks)]
     assert {len(share) for share in shares} == {rows}
     assert np.array_equal(np.sort(np.concatenate(shares)), positions)
     if 64 % nodes == 0:
@@ -175,7 +175,7 @@ def test_at_other_numbers_of_nodes_each_reads_what_the_greatest_divisor_says():
     order = order_of([1.0], 65_536, 64)
     taken: list[set[int]] = [set() for _ in range(24)]
     for step in range(1000):
-        lanes = order.lane(step * 96 + np.arange(96))
+        lanes = order(step * 96 + np.arange(96)).lane
         for node, mine in enumerate(taken):
             mine.update(lanes[share_of_rank(lanes, node, 24)].tolist())
     print("lanes of each of 24 nodes:", [len(mine) for mine in taken])

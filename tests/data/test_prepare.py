@@ -336,6 +336,8 @@ def test_the_command_line_prepares_verifies_and_shows(corpus: Path, capsys: pyte
     assert capsys.readouterr().out.startswith("out/train.bestfit-64.plan: ")
     assert main(["plan", "out", "0"]) == 2
     assert "sequence_length (0) must be at least 1" in capsys.readouterr().err
+    assert main(["plan", "out", "9" * 30]) == 2
+    assert "must be at least 1 and below 2^48" in capsys.readouterr().err
     shard = Path("out/shard-00000.tar")
     shard.write_bytes(shard.read_bytes()[:-1])
     assert main(["verify", "out"]) == 2
