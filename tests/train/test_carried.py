@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from llm.data import Batches, Manifest, TokenStream
 from llm.errors import CheckpointError
 from llm.model import Decoder
 from llm.testing import run_ranks
+from llm.train import checkpoint_files as files
 from llm.train.carried import Carried
 from llm.train.config import RunConfig, load_config
 from llm.train.world import World
@@ -116,7 +118,7 @@ def world(rank: int) -> World:
 )
 def test_other_ranks_find_the_states_of_their_rows(to: list[Any], tmp_path: Path) -> None:
     for rank, rows in enumerate([[[0, 1], [2, -1]], [[3, 4], [5, -1]]]):
-        fake(rows).save(tmp_path, world(rank))
+        save_file(fake(rows).tensors(), tmp_path / files.carried_of(rank))
     for rank, rows in enumerate(to):
         carried = Carried([torch.tensor(part).numpy() for part in rows])
         carried.load(tmp_path, world(rank))
@@ -128,6 +130,6 @@ def test_other_ranks_find_the_states_of_their_rows(to: list[Any], tmp_path: Path
 
 
 def test_rows_that_were_not_saved_are_named(tmp_path: Path) -> None:
-    fake([[0, 1]]).save(tmp_path, world(0))
+    save_file(fake([[0, 1]]).tensors(), tmp_path / files.carried_of(0))
     with pytest.raises(CheckpointError, match="holds no state of row 2 of the batch"):
         Carried([torch.tensor([1, 2]).numpy()]).load(tmp_path, world(0))
