@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from llm.errors import CheckpointError
 from llm.train import checkpoint_files as files
 from llm.train.fragments import allocate_states, fragments, refresh_weights
-from llm.train.shards import Pieces, fill_states, fill_weights
+from llm.train.shards import Pieces, fill, states_of, weights_of
 from llm.train.world import World
 
 
@@ -28,8 +28,8 @@ def load_checkpoint(engine: Any, checkpoint: Path, world: World) -> dict[str, An
     states = pieces_of(checkpoint, files.OPTIMIZER, world)
     allocate_states(engine, states.state_keys(), states.scalars)
     held = fragments(engine)
-    fill_weights(held, weights)
-    fill_states(held, states)
+    fill(weights, weights_of(held))
+    fill(states, states_of(held))
     refresh_weights(engine)
     # Other ranks than those that saved go on from their own seed's generators: training draws nothing at random, so no value hangs
     # on them.

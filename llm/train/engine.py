@@ -1,6 +1,6 @@
 """DeepSpeed's engine around the decoder, and one optimizer step of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import deepspeed
@@ -46,6 +46,7 @@ def optimizer_step(
     world: World,
     votes: Sequence[bool] = (),
     carried: Carried | None = None,
+    before_update: Callable[[], None] = lambda: None,
 ) -> StepResult:
     """Gradients of (sum of nats over all tokens / scored labels of all ranks and micro-batches), then one update.
 
@@ -53,7 +54,7 @@ def optimizer_step(
     micro-batches is switched off. Ranks that share a sequence are no special case: each has the loss of its own tokens, and a part
     of every gradient.
 
-    votes: what else the ranks have to agree on, counted in the same all-reduce.
+    votes: what else the ranks have to agree on, counted in the same all-reduce. before_update: called when gradients are there.
     """
     device = world.device
     counts = torch.cat([sum_scored(micro_batches)[None], torch.tensor(votes, dtype=torch.int64)])
@@ -72,6 +73,8 @@ def optimizer_step(
         engine.backward(loss * scale, scale_wrt_gas=False)
         grad_norm = clip_gradients(engine, clip) if updates_now(engine) else None
         set_learning_rate(engine, lr)
+        if k == len(micro_batches) - 1:
+            before_update()
         engine.step()
     return StepResult(loss_sum, scored, engine.get_global_grad_norm() if grad_norm is None else grad_norm, counts[1:])
 

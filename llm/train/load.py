@@ -11,7 +11,7 @@ from llm.model import Decoder
 from llm.train import checkpoint_files as files
 from llm.train.config import RunConfig
 from llm.train.run_folder import RunFolder, read_config
-from llm.train.shards import Pieces, Reader, same_shapes
+from llm.train.shards import Pieces, Wanted, fill, same_shapes
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,7 @@ def load_model(run_or_checkpoint: str | Path, device: torch.device | str = "cpu"
             f"{checkpoint} does not hold the model of its config.yaml: {wrong}; take another checkpoint of the run"
         )
     model.to_empty(device=device)
-    with Reader(pieces) as reader:
-        for name, parameter in model.named_parameters():
-            reader.fill(name, 0, parameter.detach().view(-1))
+    fill(pieces, [Wanted(name, 0, parameter.detach().view(-1)) for name, parameter in model.named_parameters()])
     run = checkpoint.parents[1] if (checkpoint.parents[1] / files.CONFIG).is_file() else None
     info = CheckpointInfo(checkpoint, run, progress["step"], progress["tokens"], checkpoint / files.TOKENIZER)
     return model.eval(), config, info

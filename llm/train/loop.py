@@ -16,6 +16,7 @@ from llm.train.carried import Carried
 from llm.train.checkpoint import load_checkpoint, newest_whole
 from llm.train.config import RunConfig, accumulation_of, data_ranks, micro_batch_of
 from llm.train.engine import create_engine, optimizer_step
+from llm.train.fragments import to_save
 from llm.train.init_from import start_from
 from llm.train.metrics import Meter, Writer, read_metrics
 from llm.train.peak import measured_peak
@@ -102,7 +103,7 @@ def loop(run: Run, stop: StopRequest) -> None:
         data_wait = time.perf_counter() - waiting
         lr = learning_rate(settings.schedule, settings.optimizer.lr, run.step, settings.steps)
         votes = (bool(stop), *run.saver.votes())
-        result = optimizer_step(run.engine, micro_batches, lr, settings.clip, run.world, votes, run.carried)
+        result = optimizer_step(run.engine, micro_batches, lr, settings.clip, run.world, votes, run.carried, run.saver.copied)
         run.meter.add(result, data_wait)
         saving = last or due(run.step, settings.checkpoint_every)
         logging = saving or due(run.step, settings.log_every)
@@ -114,7 +115,8 @@ def loop(run: Run, stop: StopRequest) -> None:
         if logging or stopping or validating:
             report(run, lr, validating)
         if saving or stopping:
-            run.saver.save(run.engine, run.step, run.batches.state(), run.carried, last=last or stopping)
+            held = to_save(run.engine, run.world.rank, run.world.size)
+            run.saver.save(held, run.step, run.batches.state(), run.carried, last=last or stopping)
         if stopping:
             say(run.world, f"stopped at step {run.step} on request; continue with `pretrain.py {run.folder.path}`")
             break
@@ -126,7 +128,7 @@ def loop(run: Run, stop: StopRequest) -> None:
 
 def report(run: Run, lr: float, validating: bool) -> None:
     """Write a record, with validation where it is due; then the loss curve is drawn anew."""
-    record = run.meter.read(run.step, lr)
+    record = run.meter.read(run.step, lr) | run.saver.stall()
     if run.config.data.on_corrupt == "substitute":
         # damaged sequences that other ones stand for, of all ranks since this start
         record["substituted"] = run.world.sum(torch.tensor(run.batches.stream.substituted, device=run.world.device)).item()

@@ -1,4 +1,5 @@
-"""Saving while training goes on: the step waits for a copy to host memory alone, a thread writes, syncs and hashes.
+"""Saving while training goes on: a thread copies to host memory, writes, syncs and hashes. Training waits for the copy alone, and
+only before the next update (`copied`): forward and backward passes change nothing of what is saved.
 
 That all ranks have written is agreed on through the all-reduce that every step makes (`votes`), at the first step after that whose
 result the host reads; then the first rank seals the checkpoint and gives it its name. A kill before that costs this checkpoint
@@ -11,6 +12,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ from llm.errors import CheckpointError
 from llm.train import checkpoint_files as files
 from llm.train.carried import Carried
 from llm.train.config import RunConfig
-from llm.train.fragments import dealt, fragments
+from llm.train.fragments import Fragment
 from llm.train.host_copy import HostCopy
 from llm.train.run_folder import RunFolder
 from llm.train.shards import Shard, state_shard, weight_shard
@@ -31,16 +33,15 @@ Sealed = dict[str, list]
 
 
 class Saver:
-    """Writes a run's checkpoints, one at a time. All ranks make the same calls.
-
-    stall: seconds that the last save took from training, on this rank.
-    """
+    """Writes a run's checkpoints, one at a time. All ranks make the same calls."""
 
     def __init__(self, run: RunFolder, config: RunConfig, world: World):
         self.run, self.config, self.world = run, config, world
-        self.stall = 0.0
+        self._stall = 0.0
         self._host = HostCopy(world.device)
-        self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._copied = Event()
+        self._copied.set()
         self._step = 0
         self._writing: Future[Sealed] | None = None
         # on the first rank: the last checkpoint's, which may go on until the next save
@@ -49,23 +50,33 @@ class Saver:
             files.remove_leftovers(run.checkpoints)
         world.barrier()
 
-    def save(self, engine: Any, step: int, data: dict[str, Any], carried: Carried | None = None, last: bool = False) -> Path:
+    def save(
+        self, held: list[Fragment], step: int, data: dict[str, Any], carried: Carried | None = None, last: bool = False
+    ) -> Path:
         """Begin `checkpoints/step-N`; it is there on return where it is the last, or `train.checkpoint_async` is off.
 
-        data: the position of the data stream. Raises CheckpointError: this checkpoint, or the one before it, cannot be written.
+        held: what this rank saves. data: the position of the data stream.
+
+        Raises:
+            CheckpointError: this checkpoint, or the one before it, cannot be written.
         """
-        self.finish()
         began = time.perf_counter()
-        shards = self._shards(engine, carried)
-        if self.config.train.checkpoint_async or self.world.device.type == "cuda":
-            shards = self._host.of(shards)
+        self.finish()
         self._step = step
         texts = self._texts(step, data) if self.world.first else {}
-        self._writing = self._threads.submit(write, self._temporary, shards, texts)
+        self._copied.clear()
+        self._writing = self._thread.submit(self._write, self._temporary, self._shards(held, carried), texts)
         if last or not self.config.train.checkpoint_async:
             self.finish()
-        self.stall = time.perf_counter() - began
+        self._stall += time.perf_counter() - began
         return self._final
+
+    def copied(self) -> None:
+        """Wait until what is saved may change."""
+        if not self._copied.is_set():
+            began = time.perf_counter()
+            self._copied.wait()
+            self._stall += time.perf_counter() - began
 
     def votes(self) -> tuple[bool, bool]:
         """Of this rank, to be counted over all: (has written its part, has failed)."""
@@ -92,9 +103,14 @@ class Saver:
         if not self.world.all(self._publishing is None or self._publishing.exception() is None):
             self._fail()
 
+    def stall(self) -> dict[str, float]:
+        """For the next record: seconds that saving took from training on this rank since the last one, if it did."""
+        stall, self._stall = self._stall, 0.0
+        return {"checkpoint_stall": stall} if stall else {}
+
     def close(self) -> None:
         """Give the memory back; a checkpoint under way is given up."""
-        self._threads.shutdown()
+        self._thread.shutdown()
         self._host.free()
 
     @property
@@ -105,13 +121,22 @@ class Saver:
     def _temporary(self) -> Path:
         return files.temporary_of(self.run.checkpoints, self._step)
 
+    def _write(self, folder: Path, shards: dict[str, Shard], texts: dict[str, str]) -> Sealed:
+        try:
+            if self.config.train.checkpoint_async or self.world.device.type == "cuda":
+                shards = self._host.of(shards)
+                self._copied.set()
+            return write(folder, shards, texts)
+        finally:
+            self._copied.set()
+
     def _publish(self) -> None:
         assert self._writing is not None
         parts = self.world.gather(self._writing.result())
         self._writing = None
         if self.world.first:
             sealed = {name: entry for part in parts for name, entry in part.items()}
-            self._publishing = self._threads.submit(publish, self._temporary, self._final, sealed, self.config)
+            self._publishing = self._thread.submit(publish, self._temporary, self._final, sealed, self.config)
 
     def _fail(self) -> None:
         jobs: list[Future] = [job for job in (self._writing, self._publishing) if job is not None]
@@ -127,11 +152,8 @@ class Saver:
             f"make room, then resume with `pretrain.py {self.run.path}`"
         ) from error
 
-    def _shards(self, engine: Any, carried: Carried | None) -> dict[str, Shard]:
+    def _shards(self, held: list[Fragment], carried: Carried | None) -> dict[str, Shard]:
         rank = self.world.rank
-        held = fragments(engine)
-        if engine.zero_optimization_stage() == 0:
-            held = dealt(held, rank, self.world.size)
         shards = {
             files.weights_of(rank): weight_shard(held),
             files.optimizer_of(rank): state_shard(held),

@@ -7,10 +7,9 @@ the whole]}; `scalars`, {parameter: {name: number}}. A file without `slices` hol
 import json
 import math
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -104,48 +103,36 @@ class Pieces:
         return found
 
 
-class Reader:
-    """Copies elements out of the files, which it maps: host memory holds what is being copied, in the page cache alone."""
+class Wanted(NamedTuple):
+    """`target` `[n]`, of any dtype and device, is to become elements `start` to `start + n` of a tensor."""
 
-    def __init__(self, pieces: Pieces):
-        self.pieces = pieces
-        self._files: dict[str, Any] = {}
-        self._stack = ExitStack()
+    key: str
+    start: int
+    target: Tensor
 
-    def __enter__(self) -> "Reader":
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._files.clear()
-        self._stack.close()
-
-    @torch.no_grad()
-    def fill(self, key: str, start: int, target: Tensor) -> None:
-        """`target` `[n]`, of any dtype and device, becomes elements `start` to `start + n`."""
-        stop = start + target.numel()
-        for piece in self.pieces.pieces[key]:
-            low, high = max(start, piece.start), min(stop, piece.stop)
+@torch.no_grad()
+def fill(pieces: Pieces, wanted: Iterable[Wanted]) -> None:
+    """Copy the elements out of the files that hold them: one after the other, mapped, so that memory is not needed for them."""
+    copies: dict[str, list[tuple[str, slice, Tensor]]] = {}
+    for key, start, target in wanted:
+        for first, last, name in pieces.pieces[key]:
+            low, high = max(start, first), min(start + target.numel(), last)
             if low < high:
-                part = self._file(piece.file).get_tensor(key).view(-1)[low - piece.start : high - piece.start]
-                target[low - start : high - start].copy_(part)
-
-    def _file(self, name: str) -> Any:
-        if name not in self._files:
-            self._files[name] = self._stack.enter_context(safe_open(self.pieces.folder / name, "pt"))
-        return self._files[name]
-
-
-def fill_weights(held: Iterable[Fragment], pieces: Pieces) -> None:
-    with Reader(pieces) as reader:
-        for part in held:
-            reader.fill(part.name, part.start, part.weight)
+                part = target[low - start : high - start]
+                copies.setdefault(name, []).append((key, slice(low - first, high - first), part))
+    for name, parts in copies.items():
+        with safe_open(pieces.folder / name, "pt") as file:
+            for key, elements, part in parts:
+                part.copy_(file.get_tensor(key).view(-1)[elements])
 
 
-def fill_states(held: Iterable[Fragment], pieces: Pieces) -> None:
-    with Reader(pieces) as reader:
-        for part in held:
-            for key, value in part.state.items():
-                reader.fill(f"{key}/{part.name}", part.start, value)
+def weights_of(held: Iterable[Fragment]) -> list[Wanted]:
+    return [Wanted(part.name, part.start, part.weight) for part in held]
+
+
+def states_of(held: Iterable[Fragment]) -> list[Wanted]:
+    return [Wanted(f"{key}/{part.name}", part.start, value) for part in held for key, value in part.state.items()]
 
 
 def same_shapes(pieces: Pieces, wanted: Mapping[str, tuple[int, ...]]) -> str | None:

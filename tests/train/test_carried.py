@@ -1,6 +1,7 @@
 """Contiguous rows: the state goes on from step to step, over ranks, ZeRO stages, checkpoints and other numbers of ranks."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,14 @@ def test_states_go_on_over_ranks_and_stages(words, manifest: Manifest, tmp_path:
 
 
 def two_starts(rank: int, words: list[str], runs: Path) -> list[str]:
-    """A whole run, and one whose steps past 10 are lost and made again."""
+    """A whole run, and one whose steps past 10 are lost and made again. What is saved is copied late: the update waits for it."""
+    from llm.train.host_copy import HostCopy
     from llm.train.checkpoint_files import checkpoints, discard
     from llm.train.run_folder import RunFolder
 
     words = [*words, "train.checkpoint_every=10", "parallel.zero=2"]
+    copy = HostCopy.of
+    HostCopy.of = lambda *given: time.sleep(0.3) or copy(*given)  # type: ignore[method-assign]
     said = [start([*words, "name=whole"]), start([*words, "name=again"])]
     if rank == 0:
         discard(checkpoints(RunFolder(runs / "again").checkpoints)[0])

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from llm.errors import CheckpointError
 from llm.train.fragments import Fragment, dealt
-from llm.train.shards import Pieces, fill_states, fill_weights, same_shapes, state_shard, weight_shard
+from llm.train.shards import Pieces, Wanted, fill, same_shapes, state_shard, states_of, weight_shard, weights_of
 
 SHAPES = st.dictionaries(st.sampled_from("abcdefg"), st.lists(st.integers(1, 7), min_size=1, max_size=3).map(tuple), min_size=1)
 RANKS = st.integers(1, 5)
@@ -94,8 +94,8 @@ def test_any_layout_reads_any_other(shapes, before, after, ranks: int, others: i
         for held in layout:
             nan = torch.nan
             blank = [Fragment(p.name, p.shape, p.start, p.weight * nan, {k: v * nan for k, v in p.state.items()}, {}) for p in held]
-            fill_weights(blank, weights)
-            fill_states(blank, states)
+            fill(weights, weights_of(blank))
+            fill(states, states_of(blank))
             for part, other in zip(blank, held, strict=True):
                 assert torch.equal(part.weight, other.weight)
                 assert all(torch.equal(part.state[key], other.state[key]) for key in other.state)
@@ -122,5 +122,5 @@ def test_reading_into_another_precision_rounds_once(tmp_path: Path) -> None:
     part = Fragment("a", (33,), 0, values, {}, {})
     weights, _ = save(tmp_path, shared([part], 2))
     target = torch.empty(33, dtype=torch.bfloat16)
-    fill_weights([Fragment("a", (33,), 0, target, {}, {})], weights)
+    fill(weights, [Wanted("a", 0, target)])
     assert torch.equal(target, values.bfloat16())
