@@ -31,7 +31,7 @@ class HostCopy:
                 copies[name].tensors[key] = copy.copy_(tensor, non_blocking=True)
                 offset += _room(tensor)
         if self.cuda:
-            torch.cuda.current_stream(self.device).synchronize()
+            torch.cuda.current_stream(self.device).record_event().synchronize()
         return copies
 
     def free(self) -> None:

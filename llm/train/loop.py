@@ -61,10 +61,11 @@ def train(config: RunConfig, folder: RunFolder, world: World, manifest: Manifest
     stream = TokenStream(manifest, "train", config.data, config.seed, config.train.batch)
     step, consumed = 0, 0
     if checkpoint is not None:
+        began = time.perf_counter()
         progress = load_checkpoint(engine, checkpoint, world)
         stream.check_state(progress["data"])
         step, consumed = progress["step"], progress["data"]["consumed"]
-        say(world, *passed_over, f"resuming from {checkpoint}")
+        say(world, *passed_over, f"resuming from {checkpoint}, loaded in {time.perf_counter() - began:.1f} s")
     elif config.init_from is not None:
         say(world, f"starting from the weights of {start_from(engine, config, folder, world)}")
     say(world, *stream.repetitions(config.train.steps * config.train.batch), *unscored_rows(config, world.size))

@@ -65,8 +65,11 @@ class Saver:
         self._step = step
         texts = self._texts(step, data) if self.world.first else {}
         self._copied.clear()
-        self._writing = self._thread.submit(self._write, self._temporary, self._shards(held, carried), texts)
-        if last or not self.config.train.checkpoint_async:
+        waits = last or not self.config.train.checkpoint_async
+        # a copy also where tensors are on a GPU, from which they come fastest into this memory
+        copies = not waits or self.world.device.type == "cuda"
+        self._writing = self._thread.submit(self._write, self._temporary, self._shards(held, carried), texts, copies)
+        if waits:
             self.finish()
         self._stall += time.perf_counter() - began
         return self._final
@@ -121,9 +124,9 @@ class Saver:
     def _temporary(self) -> Path:
         return files.temporary_of(self.run.checkpoints, self._step)
 
-    def _write(self, folder: Path, shards: dict[str, Shard], texts: dict[str, str]) -> Sealed:
+    def _write(self, folder: Path, shards: dict[str, Shard], texts: dict[str, str], copies: bool) -> Sealed:
         try:
-            if self.config.train.checkpoint_async or self.world.device.type == "cuda":
+            if copies:
                 shards = self._host.of(shards)
                 self._copied.set()
             return write(folder, shards, texts)

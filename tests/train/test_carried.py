@@ -82,8 +82,8 @@ def test_states_go_on_over_ranks_and_stages(words, manifest: Manifest, tmp_path:
 
 def two_starts(rank: int, words: list[str], runs: Path) -> list[str]:
     """A whole run, and one whose steps past 10 are lost and made again. What is saved is copied late: the update waits for it."""
-    from llm.train.host_copy import HostCopy
     from llm.train.checkpoint_files import checkpoints, discard
+    from llm.train.host_copy import HostCopy
     from llm.train.run_folder import RunFolder
 
     words = [*words, "train.checkpoint_every=10", "parallel.zero=2"]

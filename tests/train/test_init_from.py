@@ -12,7 +12,7 @@ from llm.data import Batches, Manifest, TokenStream
 from llm.errors import ConfigError
 from llm.model import Decoder
 from llm.testing import run_ranks
-from llm.train.config import RunConfig, check, load_config
+from llm.train.config import RunConfig, load_config
 from llm.train.init_from import check_source
 from llm.train.load import load_model
 from tests.train.conftest import VOCABULARY
@@ -94,8 +94,3 @@ def test_weights_that_do_not_fit_are_refused(more: list[str], sentence: str, wor
     given = [word for word in words(*more) if "model.depth=1" not in more or not word.startswith("model.layers.a")]
     with pytest.raises(ConfigError, match=sentence):
         check_source(load_config(given))
-
-
-def test_growing_nothing_is_refused(words: Words, manifest: Manifest) -> None:
-    with pytest.raises(ConfigError, match="has no effect without init_from"):
-        check(load_config(words("grow_vocab=true")), 1, manifest)
