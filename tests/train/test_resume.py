@@ -73,9 +73,10 @@ def records(run: Path) -> list[dict[str, float]]:
     return [{key: value for key, value in json.loads(line).items() if key not in timed} for line in lines]
 
 
+@pytest.mark.timeout(300)
 def test_resuming_equals_not_stopping(words: Words, tmp_path: Path) -> None:
     stages = [0, 2, 3]
-    for said in run_ranks(run_and_resume, 2, stages, words(), timeout=100):
+    for said in run_ranks(run_and_resume, 2, stages, words(), timeout=250):
         assert said == ["step 20", "step 10", "step 20"] * len(stages)
     for stage in stages:
         whole, parts = (tmp_path / "runs" / f"{name}{stage}" for name in ("whole", "parts"))
