@@ -81,12 +81,13 @@ enum Triangle { FULL, LOWER, UPPER, LOWER_OUT };
 
 // c [M, N] = keep c + factor[i] a [M, K] b [K, N]. M is a multiple of TILE_ROWS, N of the vector, K of the unit; b's column is 1.
 template <class E>
-static void gemm(int64_t M, int64_t N, int64_t K, View<E> a, View<E> b, typename Units<E>::sum* c, int64_t ldc, Triangle triangle = FULL,
-                 typename Units<E>::sum keep = 0, const typename Units<E>::sum* factor = nullptr) {
+static void gemm(int64_t M, int64_t N, int64_t K, View<E> a, View<E> b, typename Units<E>::sum* c, int64_t ldc,
+                 Triangle triangle = FULL, typename Units<E>::sum keep = 0, const typename Units<E>::sum* factor = nullptr) {
     using T = typename Units<E>::sum;
     constexpr int64_t W = Vector<T>::size, unit = Units<E>::size;
     for (int64_t i = 0; i < M; i += TILE_ROWS) {
-        const int64_t end = i + TILE_ROWS, first = triangle == UPPER ? i / unit : 0, last = (triangle == LOWER && end < K ? end : K) / unit;
+        const int64_t end = i + TILE_ROWS, first = triangle == UPPER ? i / unit : 0;
+        const int64_t last = (triangle == LOWER && end < K ? end : K) / unit;
         const int64_t wide = triangle == LOWER_OUT && whole_vectors<T>(end) < N ? whole_vectors<T>(end) : N;
         const View<E> ai = {a.units + i * a.row, a.row, a.column};
         const T* fi = factor ? factor + i : nullptr;

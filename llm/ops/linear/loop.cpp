@@ -198,8 +198,8 @@ static void forward(const In* q, const In* k, const In* v, Gates<T> gates, const
 // Inside a chunk, from the gradients of scores: scores, and the gradients of products, added to `dproducts`; rows and columns of
 // `crossing`, the gradients of the log decays between two tokens.
 template <class T, class E>
-static void inside_back(const Rows<T>& dscores, const Rows<T>& products, const Decays<T>& decays, Rows<T>& dproducts, Factor<E>& scores, T* ending,
-                        T* entering) {
+static void inside_back(const Rows<T>& dscores, const Rows<T>& products, const Decays<T>& decays, Rows<T>& dproducts, Factor<E>& scores,
+                        T* ending, T* entering) {
     std::fill_n(entering, C, T(0));
     for (int64_t t = 0; t < C; t++) {
         const T *d = dscores[t], *product = products[t], *pairs = decays.pairs[t];
@@ -221,7 +221,8 @@ static void inside_back(const Rows<T>& dscores, const Rows<T>& products, const D
 // gradients of those that end at a token less those that begin there; leaving: from a token to the outgoing state; passing: from
 // state to state. ddecay: of the first token, others lie `stride` apart.
 template <class T>
-static void gradient_of_decays(const Decays<T>& decays, int64_t count, const T* ending, const T* leaving, T passing, T* ddecay, int64_t stride) {
+static void gradient_of_decays(const Decays<T>& decays, int64_t count, const T* ending, const T* leaving, T passing, T* ddecay,
+                               int64_t stride) {
     T later = 0, earlier = 0, total[C];
     for (int64_t t = count - 1; t >= 0; t--) {
         later += ending[t];
@@ -287,7 +288,8 @@ static void backward(const In* q, const In* k, const In* v, Gates<T> gates, cons
         for (int64_t h = run.first; h < run.last; h++) dstates[h - run.first].read_matrix(dfinal + (run.b * s.H + h) * K * W, K);
         for (int64_t n = s.chunks() - 1; n >= 0; n--)
             for (const Part& part : run.parts) {
-                const int64_t count = std::min(C, s.S - n * C), to = (((part.index * s.B + run.b) * s.S + n * C) * s.G + part.group) * K;
+                const int64_t count = std::min(C, s.S - n * C);
+                const int64_t to = (((part.index * s.B + run.b) * s.S + n * C) * s.G + part.group) * K;
                 keys.fill(q, k, s, run.b, part.group, n * C, count);
                 const View<E> q_stacked = keys.q.stacked();
                 for (Rows<T>* zero : {&sum, &dQ, &dK}) zero->fill(0);
