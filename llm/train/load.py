@@ -11,6 +11,7 @@ from llm.errors import CheckpointError, ConfigError
 from llm.model import Decoder
 from llm.train import checkpoint_files as files
 from llm.train.config import RunConfig
+from llm.train.precision import cast_model
 from llm.train.run_folder import RunFolder, read_config
 
 
@@ -25,11 +26,14 @@ class CheckpointInfo:
     tokenizer: Path
 
 
-def load_model(run_or_checkpoint: str | Path, device: torch.device | str = "cpu") -> tuple[Decoder, RunConfig, CheckpointInfo]:
-    """The decoder with float32 weights in eval mode, the run's config, and which checkpoint it is.
+def load_model(
+    run_or_checkpoint: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[Decoder, RunConfig, CheckpointInfo]:
+    """The decoder in eval mode, the run's config, and which checkpoint it is.
 
     Args:
         run_or_checkpoint: a run folder, of which the newest whole checkpoint is taken, or a checkpoint folder.
+        dtype: of the weights; in bfloat16, those whose role is kept in float32 stay so.
 
     Raises:
         CheckpointError: neither of the two, or damaged. ConfigError: a device that is not here.
@@ -42,6 +46,10 @@ def load_model(run_or_checkpoint: str | Path, device: torch.device | str = "cpu"
         model = Decoder(config.model)
     model.load_state_dict(load_file(checkpoint / files.WEIGHTS, device=str(device)), assign=True)
     model.requires_grad_(True)
+    if dtype == torch.bfloat16:
+        cast_model(model)
+    else:
+        model.to(dtype)
     run = checkpoint.parents[1] if (checkpoint.parents[1] / files.CONFIG).is_file() else None
     info = CheckpointInfo(checkpoint, run, progress["step"], progress["tokens"], checkpoint / files.TOKENIZER)
     return model.eval(), config, info

@@ -1,0 +1,35 @@
+"""Nats of every token of a text, on all ranks: groups of pieces are dealt out, and what each rank found is put together.
+
+Which pieces share a batch does not depend on the ranks, and every token is scored by one of them: the figures are those of one
+rank to the bit.
+"""
+
+import numpy as np
+import torch
+
+from eval.lanes import grouped, lay, token_nats
+from eval.subject import Subject
+from eval.windows import Piece, offsets
+
+# logits held at once, in values
+LOGITS = 1 << 25
+
+
+def score(subject: Subject, documents: list[np.ndarray], pieces: list[Piece], lanes: int, window: int) -> np.ndarray:
+    """float64: the nats of each document's tokens but its first, documents one after another. All ranks call it together.
+
+    Args:
+        documents: the tokens that `pieces` are cut from. lanes: rows of a batch at most. window: tokens of a row per batch at most.
+    """
+    model, world = subject.model, subject.world
+    begins = offsets(np.array([len(document) for document in documents]))
+    rows = lanes if model.packs else max(1, min(lanes, LOGITS // (window * model.vocab_size)))
+    tokens = max(1, min(window, LOGITS // (rows * model.vocab_size)))
+    mine = world.share(grouped(pieces, rows, model.packs))
+    nats = np.zeros(begins[-1])
+    with subject.progress("tokens", sum(piece.inputs for group in mine for queue in group for piece in queue)) as advance:
+        for group in mine:
+            for places, found in token_nats(model, lay(group, documents, begins), tokens):
+                nats[places] = found
+                advance(len(places))
+    return world.sum(torch.from_numpy(nats)).numpy()
