@@ -7,6 +7,7 @@ changes a figure. Models whose rows cannot hold several documents get one piece 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -76,8 +77,16 @@ def _labels(piece: Piece, document: np.ndarray) -> np.ndarray:
     return labels
 
 
-def token_nats(model: LanguageModel, lanes: Lanes, tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """After each batch: the places of the tokens scored in it, and their nats, float64.
+class Scored(NamedTuple):
+    """Of tokens: their places among all that are scored, their nats in float64, and whether each was the most likely one."""
+
+    places: np.ndarray
+    nats: np.ndarray
+    greedy: np.ndarray
+
+
+def token_scores(model: LanguageModel, lanes: Lanes, tokens: int) -> Iterator[Scored]:
+    """The tokens that are scored, batch by batch.
 
     Args:
         tokens: of a lane per batch; it bounds memory and changes no figure.
@@ -91,9 +100,11 @@ def token_nats(model: LanguageModel, lanes: Lanes, tokens: int) -> Iterator[tupl
         starts = torch.from_numpy(_rows(lanes.starts, rows, part, False)) if model.packs else None
         state = None if state is None else model.narrow(state, rows)
         logits, state = model.logits(inputs, state, starts)
-        nats_BT = cross_entropy_per_token(logits, labels.to(logits.device)).double().cpu().numpy()
-        scored = labels.numpy() != IGNORED
-        yield _rows(lanes.places, rows, part, 0)[scored], nats_BT[scored]
+        labels = labels.to(logits.device)
+        nats_BT = cross_entropy_per_token(logits, labels).double()
+        scored = (labels != IGNORED).cpu().numpy()
+        places = _rows(lanes.places, rows, part, 0)
+        yield Scored(*(x[scored] for x in (places, nats_BT.cpu().numpy(), (logits.argmax(-1) == labels).cpu().numpy())))
 
 
 def _rows(lanes: list[np.ndarray], rows: int, part: slice, fill: int | bool) -> np.ndarray:

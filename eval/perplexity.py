@@ -56,7 +56,7 @@ def perplexity(subject: Subject, config: PerplexityConfig) -> Result:
     lengths = np.array([len(document) for document in texts.tokens])
     pieces = cut(lengths, config.rule, window, stride)
     check_positions(subject, max(piece.inputs for piece in pieces), config.rule)
-    nats = score(subject, texts.tokens, pieces, config.lanes, window)
+    nats = score(subject, texts.tokens, pieces, config.lanes, window).nats
     begins = offsets(lengths)
     of_documents = np.array([nats[a:b].sum() for a, b in pairwise(begins)])
     context = contexts(pieces, lengths)

@@ -4,10 +4,12 @@ Which pieces share a batch does not depend on the ranks, and every token is scor
 rank to the bit.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
-from eval.lanes import grouped, lay, token_nats
+from eval.lanes import grouped, lay, token_scores
 from eval.subject import Subject
 from eval.windows import Piece, offsets
 
@@ -15,8 +17,15 @@ from eval.windows import Piece, offsets
 LOGITS = 1 << 25
 
 
-def score(subject: Subject, documents: list[np.ndarray], pieces: list[Piece], lanes: int, window: int) -> np.ndarray:
-    """float64: the nats of each document's tokens but its first, documents one after another. All ranks call it together.
+class Scores(NamedTuple):
+    """Per token: nats, float64; and whether it was the most likely one."""
+
+    nats: np.ndarray
+    greedy: np.ndarray
+
+
+def score(subject: Subject, documents: list[np.ndarray], pieces: list[Piece], lanes: int, window: int) -> Scores:
+    """Of each document's tokens but its first, documents one after another. All ranks call it together.
 
     Args:
         documents: the tokens that `pieces` are cut from. lanes: rows of a batch at most. window: tokens of a row per batch at most.
@@ -26,10 +35,11 @@ def score(subject: Subject, documents: list[np.ndarray], pieces: list[Piece], la
     rows = lanes if model.packs else max(1, min(lanes, LOGITS // (window * model.vocab_size)))
     tokens = max(1, min(window, LOGITS // (rows * model.vocab_size)))
     mine = world.share(grouped(pieces, rows, model.packs))
-    nats = np.zeros(begins[-1])
+    nats, greedy = np.zeros(begins[-1]), np.zeros(begins[-1], dtype=np.uint8)
     with subject.progress("tokens", sum(piece.inputs for group in mine for queue in group for piece in queue)) as advance:
         for group in mine:
-            for places, found in token_nats(model, lay(group, documents, begins), tokens):
-                nats[places] = found
-                advance(len(places))
-    return world.sum(torch.from_numpy(nats)).numpy()
+            for found in token_scores(model, lay(group, documents, begins), tokens):
+                nats[found.places], greedy[found.places] = found.nats, found.greedy
+                advance(len(found.places))
+    together = [world.sum(torch.from_numpy(x)).numpy() for x in (nats, greedy)]
+    return Scores(together[0], together[1].astype(bool))

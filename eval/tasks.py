@@ -7,6 +7,7 @@ from typing import Any
 from eval import curves
 from eval.bigram import BigramConfig, bigram
 from eval.figures import Result
+from eval.harness.task import HarnessConfig, harness
 from eval.perplexity import PerplexityConfig, perplexity
 
 
@@ -29,4 +30,5 @@ class Task:
 TASKS: dict[str, Task] = {
     "perplexity": Task(PerplexityConfig, perplexity, all_ranks=True, picture=curves.draw),
     "bigram": Task(BigramConfig, bigram),
+    "lm_eval": Task(HarnessConfig, harness, all_ranks=True),
 }

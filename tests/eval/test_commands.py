@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from data_prep.bpe import train_bpe
 from eval import report
@@ -14,15 +13,12 @@ from eval.find import Reading, find_model
 from eval.run import main as evaluate
 from eval.subject import Subject
 from launch import describe, generate
-from llm.config import to_yaml
 from llm.cost import model_cost
 from llm.errors import DataError
 from llm.model import Decoder
 from llm.train import checkpoint_files as files
-from llm.train.config import RunConfig, build_config
 from llm.train.world import World
-
-STEPS, BATCH, WINDOW = 3, 2, 16
+from tests.eval.writing import BATCH, STEPS, WINDOW, small_config, write_run
 
 
 @pytest.fixture
@@ -36,30 +32,6 @@ def run(subject, tmp_path, monkeypatch) -> Path:
 
 def loaded(path: Path) -> Subject:
     return find_model(str(path)).load(World(0, 1, torch.device("cpu")), Reading(torch.device("cpu")))
-
-
-def small_config(model) -> RunConfig:
-    return build_config(
-        {
-            "name": "small",
-            "model": asdict(model),
-            "data": {"manifest": "data", "sequence_length": WINDOW},
-            "train": {"steps": STEPS, "batch": BATCH},
-        }
-    )
-
-
-def write_run(run: Path, config: RunConfig, tokenizer: bytes) -> Path:
-    checkpoint = run / "checkpoints" / files.name_of(STEPS)
-    checkpoint.mkdir(parents=True)
-    (run / files.CONFIG).write_text(to_yaml(config))
-    (checkpoint / files.CONFIG).write_text(to_yaml(config))
-    (checkpoint / files.TOKENIZER).write_bytes(tokenizer)
-    (checkpoint / files.PROGRESS).write_text(json.dumps({"step": STEPS, "tokens": STEPS * BATCH * WINDOW, "data": {}}))
-    save_file(dict(Decoder.create(config.model, seed=0).state_dict()), checkpoint / files.WEIGHTS)
-    names = [files.CONFIG, files.TOKENIZER, files.PROGRESS, files.WEIGHTS]
-    (checkpoint / files.FILES).write_text(json.dumps(files.seal(checkpoint, names)))
-    return run
 
 
 def read(folder: Path, name: str) -> dict:

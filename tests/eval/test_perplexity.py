@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lm_eval.utils import get_rolling_token_windows
 
 from eval.curves import curve, ratio
 from eval.models import braid
@@ -58,14 +57,6 @@ def test_windows_are_read_afresh_and_scored_where_the_last_one_ended(subject, st
                 nats += alone(subject, window)[scored - first - 1 :].sum()
                 scored = first + len(window)
     assert total(perplexity(subject, PerplexityConfig(rule="window", stride=stride))) == pytest.approx(nats, rel=1e-10)
-
-
-def test_the_harness_rule_is_its_windows(subject):
-    nats = 0.0
-    for document in held_out(subject).tokens:
-        for given_tokens, scored in get_rolling_token_windows(document[1:].tolist(), int(document[0]), 16, 1):
-            nats += alone(subject, np.array([*given_tokens, scored[-1]]))[-len(scored) :].sum()
-    assert total(perplexity(subject, PerplexityConfig(rule="harness"))) == pytest.approx(nats, rel=1e-10)
 
 
 @settings(deadline=None, max_examples=200)
