@@ -1,5 +1,6 @@
 """A small dataset and an untrained braid to be measured on it."""
 
+import os
 import random
 from pathlib import Path
 
@@ -45,3 +46,12 @@ def subject(tmp_path_factory) -> Subject:
     language_model = BraidModel(model, manifest.tokenizer_path, window=16)
     world = World(0, 1, torch.device("cpu"))
     return Subject("test", language_model, folder / "report", origin, world, data, Trained(data, 0, 8, 40))
+
+
+@pytest.fixture(autouse=True)
+def same_environment():
+    """The command settles ranks in the process's own environment."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)

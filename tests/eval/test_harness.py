@@ -68,6 +68,11 @@ def texts(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def no_shared_cache(monkeypatch, tmp_path):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
 def requests(kind: str, *arguments: tuple) -> list[Instance]:
     return [Instance(kind, {}, args, k) for k, args in enumerate(arguments)]
 
