@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from eval import curves
+from eval import curves, throughput
 from eval.bigram import BigramConfig, bigram
 from eval.figures import Result
 from eval.harness.task import HarnessConfig, harness
@@ -30,5 +30,6 @@ class Task:
 TASKS: dict[str, Task] = {
     "perplexity": Task(PerplexityConfig, perplexity, all_ranks=True, picture=curves.draw),
     "bigram": Task(BigramConfig, bigram),
+    "throughput": Task(throughput.ThroughputConfig, throughput.throughput, picture=throughput.draw),
     "lm_eval": Task(HarnessConfig, harness, all_ranks=True),
 }

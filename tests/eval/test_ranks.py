@@ -14,7 +14,9 @@ from tests.eval.writing import small_config, write_run
 pytestmark = [pytest.mark.multirank, pytest.mark.timeout(180)]
 
 # what works, and what only the rank that runs it finds out to be wrong
-SUITE = "tasks: {perplexity: {lanes: 3}, rolling: {task: perplexity, rule: harness}, bigram: {}, wrong: {task: bigram, sequences: 0}}\n"
+SUITE = (
+    "tasks: {perplexity: {lanes: 3}, rolling: {task: perplexity, rule: harness}, bigram: {}, wrong: {task: bigram, sequences: 0}}\n"
+)
 
 
 def measure(rank: int, folder: str, out: str) -> int:
