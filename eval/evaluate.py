@@ -13,7 +13,7 @@ from eval.find import Found, Reading, find_model
 from eval.plan import Planned
 from eval.report import Report, path_of, read_report, reports_of, show, write_report, write_summary
 from eval.subject import Subject
-from llm.errors import BraidError, ConfigError
+from llm.errors import ConfigError
 from llm.train import checkpoint_files as files
 from llm.train.world import World
 
@@ -65,10 +65,9 @@ def _run(plan: Sequence[Planned], model: Found | None, folder: Path, reading: Re
     for planned in plan:
         path = path_of(folder, planned.name)
         origin = {} if model is None else {**model.origin, **reading.said}
-        key = identity(planned, origin)
         done = None if again else read_report(path)
         # one rank's view of the folder decides for all
-        if world.gather(done is not None and done["key"] == key)[0]:
+        if world.gather(done is not None and done["key"] == identity(planned, origin))[0]:
             reports.append(done or read_report(path))
             _say(world, f"{path}: done already; --again repeats it")
             continue
@@ -76,18 +75,8 @@ def _run(plan: Sequence[Planned], model: Found | None, folder: Path, reading: Re
             subject = model.load(world, reading)
         started = time.perf_counter()
         result = on_ranks(planned, subject, world)
-        report = {
-            "name": planned.name,
-            "task": planned.task,
-            "model": NO_MODEL if model is None else model.name,
-            "figures": {name: asdict(figure) for name, figure in result.figures.items()},
-            "details": result.details,
-            "settings": asdict(planned.config),
-            "subject": origin,
-            "ranks": world.size,
-            "seconds": time.perf_counter() - started,
-            "key": key,
-        }
+        seconds = time.perf_counter() - started
+        report = make_report(planned, NO_MODEL if model is None else model.name, origin, result, seconds, world)
         if world.first:
             report = write_report(path, report)
         _say(world, f"{path}: {report['seconds']:.1f} s")
@@ -95,20 +84,34 @@ def _run(plan: Sequence[Planned], model: Found | None, folder: Path, reading: Re
     return reports
 
 
+def make_report(planned: Planned, model: str, origin: dict[str, Any], result: Result, seconds: float, world: World) -> Report:
+    """All that a report holds but versions, which are added when it is written."""
+    return {
+        "name": planned.name,
+        "task": planned.task,
+        "model": model,
+        "figures": {name: asdict(figure) for name, figure in result.figures.items()},
+        "details": result.details,
+        "settings": asdict(planned.config),
+        "subject": origin,
+        "ranks": world.size,
+        "seconds": seconds,
+        "key": identity(planned, origin),
+    }
+
+
 def on_ranks(planned: Planned, subject: Subject | None, world: World) -> Result:
     """The result, on the first rank; others have it too where all ranks take part. An error of the first rank is all ranks'."""
     if planned.entry.all_ranks or world.size == 1:
         return planned.entry.do(subject, planned.config)
-    error, result = None, Result({}, {})
-    if world.first:
-        try:
-            result = planned.entry.do(subject, planned.config)
-        except BraidError as raised:
-            error = raised
-    error = world.gather(error)[0]
-    if error is not None:
-        raise error
-    return result
+    alone = planned.entry.do if world.first else _nothing
+    if subject is None:
+        return alone(subject, planned.config)
+    return subject.agreed(lambda: alone(subject, planned.config))
+
+
+def _nothing(subject: Subject | None, config: Any) -> Result:
+    return Result({}, {})
 
 
 def identity(planned: Planned, origin: dict[str, Any]) -> str:

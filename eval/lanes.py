@@ -34,6 +34,10 @@ class Lanes:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    def batches(self, tokens: int) -> int:
+        """Batches of at most `tokens` per lane."""
+        return -(-len(self.inputs[0]) // tokens)
+
 
 def grouped(pieces: list[Piece], lanes: int, packs: bool) -> list[list[list[Piece]]]:
     """Groups of at most `lanes` queues: what one rank scores at a time. They depend on the pieces and lanes alone.

@@ -48,7 +48,7 @@ class PerplexityConfig(TextConfig):
 def perplexity(subject: Subject, config: PerplexityConfig) -> Result:
     """Figures with standard errors; curves by position and context; figures by source. Raises ConfigError, DataError."""
     config.check()
-    texts = read_texts(subject, config)
+    texts = subject.agreed(lambda: read_texts(subject, config))
     window = config.window or subject.model.window or WINDOW
     stride = config.stride or window
     if not 1 <= stride <= window:

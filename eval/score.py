@@ -36,10 +36,18 @@ def score(subject: Subject, documents: list[np.ndarray], pieces: list[Piece], la
     tokens = max(1, min(window, LOGITS // (rows * model.vocab_size)))
     mine = world.share(grouped(pieces, rows, model.packs))
     nats, greedy = np.zeros(begins[-1]), np.zeros(begins[-1], dtype=np.uint8)
-    with subject.progress("tokens", sum(piece.inputs for group in mine for queue in group for piece in queue)) as advance:
-        for group in mine:
-            for found in token_scores(model, lay(group, documents, begins), tokens):
+    laid = [lay(group, documents, begins) for group in mine]
+    batches = (found for lanes in laid for found in token_scores(model, lanes, tokens))
+    calls = sum(lanes.batches(tokens) for lanes in laid)
+    with subject.progress("batches", calls) as advance:
+        for k in range(calls if subject.pace is None else subject.pace.rounds(calls)):
+            if k < calls:
+                found = next(batches)
                 nats[found.places], greedy[found.places] = found.nats, found.greedy
-                advance(len(found.places))
-    together = [world.sum(torch.from_numpy(x)).numpy() for x in (nats, greedy)]
+                advance(1)
+            else:
+                model.logits(torch.full((1, 1), model.opening))
+            if subject.pace is not None:
+                subject.pace.check_time()
+    together = [world.sum(torch.from_numpy(x).to(world.device)).cpu().numpy() for x in (nats, greedy)]
     return Scores(together[0], together[1].astype(bool))

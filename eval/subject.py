@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from eval.models.language_model import LanguageModel
 from llm.data import DataConfig, Manifest
-from llm.errors import ConfigError, DataError
+from llm.errors import BraidError, ConfigError, DataError
 from llm.train.world import World
 
 
@@ -25,9 +25,22 @@ class Trained:
     consumed: int
 
 
+Done = TypeVar("Done")
+
+
+class Pace(Protocol):
+    """rounds: calls that all ranks make when this one has `mine`. check_time: ends an evaluation on all ranks whose time is up."""
+
+    def rounds(self, mine: int) -> int: ...
+
+    def check_time(self) -> None: ...
+
+
 @dataclass(frozen=True)
 class Subject:
-    """A loaded model. dataset: that it was trained on, if known. trained: of our own runs. origin: for reports."""
+    """A loaded model. dataset: that it was trained on, if known. trained: of our own runs. origin: for reports. pace: where each
+    call of the model is one of all ranks, what keeps them in step.
+    """
 
     name: str
     model: LanguageModel
@@ -36,6 +49,7 @@ class Subject:
     world: World
     dataset: DataConfig | None = None
     trained: Trained | None = None
+    pace: Pace | None = None
 
     def manifest(self, dataset: str | None = None) -> Manifest:
         """A prepared dataset, or the one that the model was trained on. Raises DataError, ConfigError."""
@@ -51,6 +65,18 @@ class Subject:
                 "evaluate with the dataset that the run was trained on, or name a text with text=PATH"
             )
         return manifest
+
+    def agreed(self, do: Callable[[], Done]) -> Done:
+        """What `do` gives on this rank; where one rank fails, all raise its error, and none waits for it in vain."""
+        done, error = None, None
+        try:
+            done = do()
+        except BraidError as raised:
+            error = raised
+        error = next((found for found in self.world.gather(error) if found is not None), None)
+        if error is not None:
+            raise error
+        return cast(Done, done)
 
     @contextmanager
     def progress(self, name: str, total: int) -> Iterator[Callable[[int], None]]:

@@ -17,6 +17,7 @@ class Task:
 
     config: a frozen dataclass of settings with defaults. do: `(Subject, config) -> Result`; where `model` is False, it is called
     with None. all_ranks: every rank calls it, with the whole work, and shares it out by `subject.world`; otherwise the first alone.
+    in_training: it may run inside training: the model is called by `score` alone, which keeps ranks in step.
     picture: draws on a matplotlib figure, from the `details` of the results by model's name.
     """
 
@@ -24,11 +25,12 @@ class Task:
     do: Callable[[Any, Any], Result]
     model: bool = True
     all_ranks: bool = False
+    in_training: bool = False
     picture: Callable[[Any, dict[str, dict[str, Any]]], None] | None = None
 
 
 TASKS: dict[str, Task] = {
-    "perplexity": Task(PerplexityConfig, perplexity, all_ranks=True, picture=curves.draw),
+    "perplexity": Task(PerplexityConfig, perplexity, all_ranks=True, in_training=True, picture=curves.draw),
     "bigram": Task(BigramConfig, bigram),
     "throughput": Task(throughput.ThroughputConfig, throughput.throughput, picture=throughput.draw),
     "lm_eval": Task(HarnessConfig, harness, all_ranks=True),
