@@ -16,6 +16,8 @@ from llm.train.run_folder import versions, write_text
 # beside those of every run
 PACKAGES = ("transformers", "lm_eval", "scipy", "matplotlib")
 SUMMARY = "eval-summary.md"
+# from here on values are written as powers of ten
+LARGE = 1e7
 
 Report = dict[str, Any]
 
@@ -72,8 +74,10 @@ def shown(value: float, error: float | None) -> str:
     """With as many digits as two of its standard error."""
     if error is None or not 0 < error < math.inf:
         return f"{value:,.5g}"
+    if abs(value) >= LARGE:
+        return f"{value:.3g} ± {error:.2g}"
     digits = min(8, max(0, 1 - math.floor(math.log10(error))))
-    return f"{value:,.{digits}f} ± {error:.{digits}f}"
+    return f"{value:,.{digits}f} ± {error:,.{digits}f}"
 
 
 def show(reports: Sequence[Report]) -> None:

@@ -161,11 +161,10 @@ def draw(figure: Any, results: dict[str, dict[str, Any]]) -> None:
         (line,) = state.plot(x, [row["state_bytes"] for row in rows], marker=".", label=name)
         if rows[0]["predicted_state_bytes"] is not None:
             state.plot(x, [row["predicted_state_bytes"] for row in rows], "--", color=line.get_color(), lw=0.8)
-    for axes, title in (
-        (prefill, "prefill, tokens/s"),
-        (decode, "decode, tokens/s"),
-        (state, "state, bytes per row (dashed: predicted)"),
-    ):
-        axes.set(xscale="log", yscale="log", xlabel="tokens before", title=title)
+    prefill.set(title="prefill, tokens/s", ylim=(0, None))
+    decode.set(title="decode, tokens/s", ylim=(0, None))
+    state.set(title="state, bytes (dashed: predicted)", yscale="log")
+    for axes in (prefill, decode, state):
+        axes.set(xscale="log", xlabel="tokens before")
         axes.grid(alpha=0.3)
         axes.legend()
