@@ -109,7 +109,7 @@ def bigram(subject: Subject, config: BigramConfig) -> Result:
     nats = model.document_nats(texts.tokens)
     found = text_figures(nats, texts.scored, texts.text_bytes, texts.words, config.seed)
     fitted = {"sequences": len(read), "of": wanted, "pairs": int(model.counts.sum()), "discount": model.discount}
-    return Result(found, {"text": {**texts.origin, **texts.counts}, "fitted_on": fitted})
+    return Result(found, {"text": {**texts.origin, **texts.counts}, "fitted_on": fitted}, texts.said)
 
 
 def distinct(stream: TokenStream, sequences: int) -> np.ndarray:

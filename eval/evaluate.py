@@ -91,6 +91,7 @@ def make_report(planned: Planned, model: str, origin: dict[str, Any], result: Re
         "task": planned.task,
         "model": model,
         "figures": {name: asdict(figure) for name, figure in result.figures.items()},
+        "over": result.over,
         "details": result.details,
         "settings": asdict(planned.config),
         "subject": origin,

@@ -23,10 +23,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Result:
-    """What an evaluation found. figures: by name, for tables. details: everything else, as JSON has it."""
+    """What an evaluation found. figures: by name, for tables. details: everything else, as JSON has it. over: what the figures are
+    taken over and by which rule, in words.
+    """
 
     figures: dict[str, Figure]
     details: dict[str, Any]
+    over: str = ""
 
 
 def _exp(x: Any) -> Any:

@@ -69,7 +69,9 @@ def perplexity(subject: Subject, config: PerplexityConfig) -> Result:
         "by_context": curve(nats, context, texts.scored),
         "by_source": by_source(texts, of_documents, config.seed),
     }
-    return Result(text_figures(of_documents, texts.scored, texts.text_bytes, texts.words, config.seed), details)
+    figures = text_figures(of_documents, texts.scored, texts.text_bytes, texts.words, config.seed)
+    by_windows = "" if config.rule == "stream" else f", {window} tokens, stride {stride}"
+    return Result(figures, details, f"rule {config.rule}{by_windows}; {texts.said}; documents' ends are not scored")
 
 
 def check_positions(subject: Subject, tokens: int, rule: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -89,7 +90,11 @@ def show(reports: Sequence[Report]) -> None:
         table.add_column(model, justify="right")
     for name, figure, n, values in rows(reports):
         table.add_row(name, figure, n, *values)
-    Console().print(table)
+    # a log file is no narrow terminal
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    for said in dict.fromkeys(f"{report['name']}: {report['over']}" for report in reports if report["over"]):
+        console.print(said, highlight=False, soft_wrap=True)
 
 
 def write_summary(folder: Path, reports: Sequence[Report]) -> Path:
@@ -101,11 +106,11 @@ def write_summary(folder: Path, reports: Sequence[Report]) -> Path:
     lines += [f"| {name} | {figure} | {n} | {' | '.join(values)} |" for name, figure, n, values in rows(reports)]
     for picture in write_pictures(folder, reports):
         lines += ["", f"![{picture.stem}]({picture.name})"]
-    lines += ["", "| evaluation | model | settings | weights | seconds |", "|---|---|---|---|---|"]
+    lines += ["", "| evaluation | model | over | settings | weights | seconds |", "|---|---|---|---|---|---|"]
     for r in reports:
         settings = ", ".join(f"{key}={value}" for key, value in r["settings"].items() if value is not None)
         weights = (r["subject"].get("weights") or "")[:12]
-        lines.append(f"| {r['name']} | {r['model']} | {settings} | {weights} | {r['seconds']:.1f} |")
+        lines.append(f"| {r['name']} | {r['model']} | {r['over']} | {settings} | {weights} | {r['seconds']:.1f} |")
     write_text(folder / SUMMARY, "\n".join(lines) + "\n")
     return folder / SUMMARY
 

@@ -72,6 +72,10 @@ class Texts:
         found = {"documents": len(self.tokens), "tokens": int(self.scored.sum()), "bytes": int(self.text_bytes.sum())}
         return found if self.words is None else found | {"words": int(self.words.sum())}
 
+    @property
+    def said(self) -> str:
+        return ", ".join(f"{n:,} {name}" for name, n in self.counts.items())
+
     def some(self, kept: np.ndarray) -> "Texts":
         """The documents of these numbers."""
         words = None if self.words is None else self.words[kept]
@@ -89,21 +93,25 @@ def read_texts(subject: Subject, config: TextConfig) -> Texts:
     config.check()
     if config.text is not None:
         found = _encoded(subject, read_files(config.text, config.field), config, {"text": config.text})
-    else:
-        manifest = subject.manifest(config.dataset)
-        origin = {"dataset": str(manifest.root), "manifest": manifest.hash, "split": config.split}
-        same = manifest.tokenizer.sha256 == subject.origin.get("tokenizer") and config.detokenize == "none"
-        found = (
-            _stored(manifest, config.split, origin) if same else _encoded(subject, _spelt(manifest, config.split), config, origin)
-        )
-    if not found.text_bytes.sum() or not found.scored.sum():
-        what = config.text or f"split {config.split!r} of {found.origin['dataset']}"
+        return _limited(found, config.text, config)
+    manifest = subject.manifest(config.dataset)
+    what = f"split {config.split!r} of {manifest.root}"
+    origin = {"dataset": str(manifest.root), "manifest": manifest.hash, "split": config.split}
+    if manifest.tokenizer.sha256 != subject.origin.get("tokenizer") or config.detokenize != "none":
+        return _limited(_encoded(subject, _spelt(manifest, config.split), config, origin), what, config)
+    held = list(documents(manifest, config.split))
+    sizes = np.array([document.text_bytes for document in held], dtype=np.int64)
+    stored = Texts([d.tokens.astype(np.int32) for d in held], [d.source for d in held], sizes, None, origin)
+    return _with_words(manifest, _limited(stored, what, config))
+
+
+def _limited(texts: Texts, what: str, config: TextConfig) -> Texts:
+    """The first documents of the shuffled order that stay within the limits, at least one; in their stored order.
+
+    Raises DataError when none of them holds text to score.
+    """
+    if not texts.text_bytes.sum() or not texts.scored.sum():
         raise DataError(f"{what} holds no text to score; use another split or file, or more text")
-    return _limited(found, config)
-
-
-def _limited(texts: Texts, config: TextConfig) -> Texts:
-    """The first documents of the shuffled order that stay within the limits, at least one; in their stored order."""
     if config.max_tokens is None and config.max_bytes is None:
         return texts
     order = np.random.default_rng(config.seed).permutation(len(texts.tokens))
@@ -114,14 +122,12 @@ def _limited(texts: Texts, config: TextConfig) -> Texts:
     return texts.some(np.sort(order[: max(first, int(within.sum()))]))
 
 
-def _stored(manifest: Manifest, split: str, origin: dict[str, Any]) -> Texts:
-    """A dataset's own tokens. Words are counted where decoding gives as many bytes as the text had."""
-    found = list(documents(manifest, split))
-    sizes = np.array([document.text_bytes for document in found], dtype=np.int64)
-    texts = _decoded(manifest, [document.tokens[1:] for document in found])
-    faithful = all(len(text.encode()) == size for text, size in zip(texts, sizes, strict=True))
-    words = np.array([count_words(text) for text in texts], dtype=np.int64) if faithful else None
-    return Texts([d.tokens.astype(np.int32) for d in found], [d.source for d in found], sizes, words, origin)
+def _with_words(manifest: Manifest, texts: Texts) -> Texts:
+    """With words counted in the decoded tokens, where decoding gives as many bytes as each text had."""
+    decoded = _decoded(manifest, [tokens[1:] for tokens in texts.tokens])
+    if any(len(text.encode()) != size for text, size in zip(decoded, texts.text_bytes, strict=True)):
+        return texts
+    return replace(texts, words=np.array([count_words(text) for text in decoded], dtype=np.int64))
 
 
 def _spelt(manifest: Manifest, split: str) -> list[FileText]:

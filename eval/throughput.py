@@ -79,7 +79,8 @@ def throughput(subject: Subject, config: ThroughputConfig) -> Result:
             error = 1.2533 * (high - low) / 1.349 / config.repeats**0.5
             figures[f"{name} {unit} at {found['length']}"] = Figure(found[name]["median"], config.repeats, error)
         figures[f"state bytes at {found['length']}"] = Figure(found["state_bytes"], 1)
-    return Result(figures, {"batch": config.batch, "threads": torch.get_num_threads(), "by_length": by_length})
+    details = {"batch": config.batch, "threads": torch.get_num_threads(), "by_length": by_length}
+    return Result(figures, details, f"medians of {config.repeats}, {config.batch} rows, {config.decode} tokens written")
 
 
 def at_length(model: LanguageModel, length: int, config: ThroughputConfig) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def harness(subject: Subject, config: HarnessConfig) -> Result:
     if found is None:
         return Result({}, {})
     details = {"max_length": model.max_length, "cut_off": model.cut_off, "versions": found["versions"], "configs": found["configs"]}
-    return Result(dict(_figures(found)), details)
+    return Result(dict(_figures(found)), details, f"{model.max_length} tokens at most, {model.cut_off} requests cut off")
 
 
 def reading(manager: Any, task: str, data: str) -> dict[str, Any]:

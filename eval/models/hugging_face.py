@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
+from transformers.utils import logging
 
 from eval.models.braid import BraidModel
 from eval.models.language_model import LanguageModel
@@ -108,6 +109,7 @@ def load_folder(folder: Path, device: torch.device | str, dtype: torch.dtype, tr
     Raises:
         CheckpointError: a folder that transformers cannot load. DataError: a tokenizer that is missing or does not fit.
     """
+    logging.disable_progress_bar()
     try:
         if json.loads((folder / CONFIG).read_text()).get("model_type") == BraidConfig.model_type:
             ours = BraidForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()

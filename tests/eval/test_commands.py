@@ -83,7 +83,7 @@ def test_models_side_by_side(run, tmp_path, capsys, monkeypatch):
     """A run, its checkpoint and another way to read it: one table, one picture, a report each."""
     checkpoint = run / "checkpoints" / files.name_of(STEPS)
     suite = tmp_path / "suite.yaml"
-    suite.write_text("tasks: {perplexity: {}, rolling: {task: perplexity, rule: harness}}\n")
+    suite.write_text("tasks: {rolling: {task: perplexity, rule: harness}}\n")
     assert evaluate(["--model", str(run), "--model", str(checkpoint), "--device", "cpu", str(suite), "max_tokens=90"]) == 0
     one, other = read(run, "rolling"), json.loads((run / "report" / "step-3" / "eval-rolling.json").read_text())
     assert one["figures"] == other["figures"]

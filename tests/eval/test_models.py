@@ -1,6 +1,7 @@
 """Whatever trained a model, its figures are those of one forward pass per document: our runs, our exports, transformers' models."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +22,19 @@ from transformers import (
 from data_prep.bpe import train_bpe
 from eval import report
 from eval.find import Reading, find_model
+from eval.models.braid import BraidModel
 from eval.perplexity import PerplexityConfig, perplexity
 from eval.run import main as evaluate
+from eval.score import score
 from eval.texts import TextConfig, read_texts
+from eval.windows import cut
+from llm.config import build
 from llm.data.manifest import Source
 from llm.data.tokenizer import parse_tokenizer
 from llm.data.write import DatasetWriter
 from llm.errors import CheckpointError, ConfigError, DataError
+from llm.mixers import MIXERS
+from llm.model import Decoder, ModelConfig, model_kinds
 from llm.ops.cross_entropy import cross_entropy_per_token
 from llm.train.world import World
 from tests.eval.writing import export, small_config, write_run
@@ -92,6 +99,30 @@ def test_transformers_models_are_one_forward_pass_per_document(folder, name, mon
     assert total(load(folder / name, mode="recurrent"), text=text) == pytest.approx(expected, rel=1e-5)
     _, state = subject.model.logits(torch.zeros(2, 5, dtype=torch.long))
     assert subject.model.state_bytes(state) > 2 * 16 * 4
+
+
+def test_every_mixer_streams_as_one_long_pass_in_float32(subject, folder):
+    kinds = {
+        kind: {"mixer": {"kind": kind} | ({"heads": 2} if "heads" in config.__dataclass_fields__ else {}), "ffn": "none"}
+        for kind, (config, _) in MIXERS.items()
+    }
+    values = {"width": 16, "depth": len(kinds), "vocab_size": VOCABULARY, "layers": kinds, "pattern": list(kinds)}
+    decoder = Decoder.create(build(ModelConfig, values, model_kinds("")), seed=0)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    model = replace(subject, model=BraidModel(decoder, subject.manifest().tokenizer_path))
+    tokens = np.random.default_rng(0).integers(1, VOCABULARY, 331)
+    documents = [np.concatenate([[0], tokens[:n]]) for n in (331, 70, 1)]
+    expected = []
+    for document in documents:
+        x = torch.from_numpy(document)[None]
+        with torch.no_grad():
+            expected.append(cross_entropy_per_token(decoder(x[:, :-1]).logits, x[:, 1:])[0].numpy())
+    lengths = np.array([len(document) for document in documents])
+    for lanes, window in ((1, 97), (3, 64), (2, 5)):
+        found = score(model, documents, cut(lengths, "stream", window, window), lanes, window).nats
+        assert np.abs(found - np.concatenate(expected)).max() < 1e-5 * np.abs(np.concatenate(expected)).max()
 
 
 def test_a_run_and_its_export_have_the_same_figures(subject, folder, tmp_path, monkeypatch):
