@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def evaluate(
     asked = [planned for planned in plan if planned.entry.model]
     if asked and not models:
         raise ConfigError(f"task ({asked[0].name}) evaluates a model; name it with --model PATH")
-    found = _named_apart([find_model(path) for path in models])
+    found = _named_apart(models, [find_model(path) for path in models])
     reports = []
     for model in found:
         folder = model.report if out is None else out / model.name
@@ -51,12 +51,17 @@ def evaluate(
     return reports
 
 
-def _named_apart(found: list[Found]) -> list[Found]:
-    names = [model.name for model in found]
-    twice = next((name for name in names if names.count(name) > 1), None)
+def _named_apart(paths: Sequence[str], found: list[Found]) -> list[Found]:
+    """Models of one name are called by their paths."""
+    reports = [model.report for model in found]
+    twice = next((path for k, path in enumerate(paths) if reports[k] in reports[:k]), None)
     if twice is not None:
-        raise ConfigError(f"model ({twice}) is the name of two models, which a table cannot tell apart; rename one's folder or run")
-    return found
+        raise ConfigError(f"model ({twice}) is given twice; leave one out")
+    names = [model.name for model in found]
+    return [
+        replace(model, name="-".join(Path(path).parts).strip("-/.")) if names.count(model.name) > 1 else model
+        for path, model in zip(paths, found, strict=True)
+    ]
 
 
 def _run(plan: Sequence[Planned], model: Found | None, folder: Path, reading: Reading, world: World, again: bool) -> list[Report]:

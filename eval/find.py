@@ -10,8 +10,10 @@ import torch
 
 from eval.models.braid import BraidModel
 from eval.models.language_model import LanguageModel, Recurrent
+from eval.models.metadata import metadata
 from eval.subject import Subject, Trained
 from llm.data import DataConfig
+from llm.data.manifest import NAME as MANIFEST
 from llm.data.remote import is_remote
 from llm.errors import CheckpointError
 from llm.train import checkpoint_files as files
@@ -73,6 +75,7 @@ def find_model(path: str) -> Found:
         "tokens_trained": progress["tokens"],
         "weights": files.digest(checkpoint / files.FILES),
         "tokenizer": _sha256(checkpoint / files.TOKENIZER),
+        "dataset": _dataset(config.data.manifest, checkpoint),
     }
     run = checkpoint.parents[1] if (checkpoint.parents[1] / files.CONFIG).is_file() else None
     if run is None:
@@ -91,6 +94,7 @@ def _find_hugging_face(folder: Path) -> Found:
             "".join(map(files.digest, sorted((*folder.glob("*.safetensors"), folder / HUGGING_FACE)))).encode()
         ).hexdigest(),
         "tokenizer": _sha256(tokenizer) if tokenizer.is_file() else None,
+        "dataset": None if trained_on(folder) is None else _dataset(trained_on(folder), folder),
     }
     # not into the folder itself, which may be shared, read-only or about to be published
     return Found(folder.name, folder, Path("report") / folder.name, origin)
@@ -106,10 +110,10 @@ def _load_checkpoint(checkpoint: Path, reading: Reading) -> tuple[LanguageModel,
 
 def _load_hugging_face(folder: Path, reading: Reading) -> tuple[LanguageModel, DataConfig | None, None]:
     # transformers takes seconds to import
-    from eval.models.hugging_face import load_folder, metadata
+    from eval.models.hugging_face import load_folder
 
     model = load_folder(folder, reading.device, DTYPES[reading.dtype], reading.trust)
-    dataset = metadata(folder).get("config", {}).get("data", {}).get("manifest")
+    dataset = trained_on(folder)
     return model, None if dataset is None else DataConfig(str(located(dataset, folder))), None
 
 
@@ -118,6 +122,18 @@ def located(dataset: str, beside: Path) -> str | Path:
     if is_remote(dataset):
         return dataset
     return next((base / dataset for base in (Path(), *beside.parents) if (base / dataset).exists()), Path(dataset))
+
+
+def trained_on(folder: Path) -> str | None:
+    """The dataset that an export of ours was trained on; None: the folder does not say."""
+    return metadata(folder).get("config", {}).get("data", {}).get("manifest")
+
+
+def _dataset(dataset: str, beside: Path) -> str:
+    """The hash of a dataset's manifest, or where it is elsewhere its address."""
+    path = Path(located(dataset, beside))
+    manifest = path / MANIFEST if path.is_dir() else path
+    return _sha256(manifest) if manifest.is_file() else str(dataset)
 
 
 def _sha256(path: Path) -> str:

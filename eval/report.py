@@ -106,6 +106,7 @@ def write_summary(folder: Path, reports: Sequence[Report]) -> Path:
     lines += [f"| {name} | {figure} | {n} | {' | '.join(values)} |" for name, figure, n, values in rows(reports)]
     for picture in write_pictures(folder, reports):
         lines += ["", f"![{picture.stem}]({picture.name})"]
+    lines += sources(reports)
     lines += ["", "| evaluation | model | over | settings | weights | seconds |", "|---|---|---|---|---|---|"]
     for r in reports:
         settings = ", ".join(f"{key}={value}" for key, value in r["settings"].items() if value is not None)
@@ -113,6 +114,22 @@ def write_summary(folder: Path, reports: Sequence[Report]) -> Path:
         lines.append(f"| {r['name']} | {r['model']} | {r['over']} | {settings} | {weights} | {r['seconds']:.1f} |")
     write_text(folder / SUMMARY, "\n".join(lines) + "\n")
     return folder / SUMMARY
+
+
+def sources(reports: Sequence[Report]) -> list[str]:
+    """Lines of a table of the figures by source, where a text has several."""
+    found = [(r, r["details"]["by_source"]) for r in reports if len(r["details"].get("by_source", ())) > 1]
+    if not found:
+        return []
+    figures = [name for name, value in next(iter(found[0][1].values())).items() if isinstance(value, dict)]
+    lines = ["", f"| evaluation | source | model | documents | tokens | {' | '.join(x.replace('_', ' ') for x in figures)} |"]
+    lines.append(f"|{'---|' * (5 + len(figures))}")
+    for report, by_source in found:
+        for source, of in by_source.items():
+            values = [shown(of[x]["value"], of[x]["standard_error"]) if x in of else "" for x in figures]
+            counted = f"{of['documents']:,} | {of['tokens']:,}"
+            lines.append(f"| {report['name']} | {source} | {report['model']} | {counted} | {' | '.join(values)} |")
+    return lines
 
 
 def write_pictures(folder: Path, reports: Sequence[Report]) -> list[Path]:

@@ -87,7 +87,7 @@ def at_length(model: LanguageModel, length: int, config: ThroughputConfig) -> di
     """What is measured behind one length."""
     generator = torch.Generator().manual_seed(config.seed)
     tokens = torch.randint(model.vocab_size, (config.batch, length), generator=generator).to(model.device)
-    reset_peak(model.device)
+    resets = reset_peak(model.device)
     prefill = timed(lambda _: model.logits(tokens, last_only=True), model.device, config.repeats)
     first = timed(lambda _: model.logits(tokens[:1], last_only=True)[0].argmax(-1).cpu(), model.device, config.repeats)
     _, state = model.logits(tokens, last_only=True)
@@ -108,7 +108,7 @@ def at_length(model: LanguageModel, length: int, config: ThroughputConfig) -> di
         "decode": decode.rate(config.batch * config.decode),
         "state_bytes": model.state_bytes(state) / config.batch,
         "predicted_state_bytes": model.predicted_state_bytes(length),
-        "peak_memory_bytes": peak(model.device),
+        "peak_memory_bytes": peak(model.device) if resets else None,
     }
 
 
@@ -131,20 +131,23 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def reset_peak(device: torch.device) -> None:
+def reset_peak(device: torch.device) -> bool:
+    """Whether the system lets the highest use so far be forgotten."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif CLEAR.exists():
-        # 5: forget the highest resident size so far (man 5 proc)
+        return True
+    try:
+        # 5: the highest resident size (man 5 proc)
         CLEAR.write_text("5")
+    except OSError:
+        return False
+    return True
 
 
-def peak(device: torch.device) -> int | None:
-    """Bytes at most since `reset_peak`; None where the system does not say."""
+def peak(device: torch.device) -> int:
+    """Bytes at most since `reset_peak`."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if not STATUS.exists():
-        return None
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 

@@ -7,23 +7,24 @@ plain cache of keys and values goes on token by token.
 
 import inspect
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 from transformers.utils import logging
 
 from eval.models.braid import BraidModel
 from eval.models.language_model import LanguageModel
+from eval.models.metadata import metadata
 from llm.errors import CheckpointError, DataError
 from llm.export.configuration import BraidConfig
 from llm.export.modeling import BraidForCausalLM
 
 CONFIG = "config.json"
-METADATA = "training_metadata.json"
 CACHES = ("past_key_values", "cache_params")
 
 
@@ -33,7 +34,7 @@ class HuggingFaceModel:
     packs = False
 
     def __init__(self, model: Any, tokenizer: Any):
-        self.model, self.tokenizer = model.eval(), tokenizer
+        self.model, self.tokenizer = model, tokenizer
         self.vocab_size: int = model.config.vocab_size
         self.positions = self.window = getattr(model.config, "max_position_embeddings", None)
         known = inspect.signature(model.forward).parameters
@@ -112,12 +113,9 @@ def load_folder(folder: Path, device: torch.device | str, dtype: torch.dtype, tr
     logging.disable_progress_bar()
     try:
         if json.loads((folder / CONFIG).read_text()).get("model_type") == BraidConfig.model_type:
-            ours = BraidForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
-            return BraidModel(ours.model, folder / "tokenizer.json", trained_window(folder))
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype, local_files_only=True, trust_remote_code=trust
-        ).to(device)
+            ours = _whole(BraidForCausalLM, folder, dtype=dtype)
+            return BraidModel(ours.model.to(device), folder / "tokenizer.json", trained_window(folder))
+        model = _whole(AutoModelForCausalLM, folder, dtype=dtype, trust_remote_code=trust).to(device)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         first = " ".join(str(error).split())
         raise CheckpointError(
@@ -129,15 +127,18 @@ def load_folder(folder: Path, device: torch.device | str, dtype: torch.dtype, tr
     except (OSError, ValueError, KeyError) as error:
         first = " ".join(str(error).split())
         raise DataError(f"{folder} holds no tokenizer ({first[:200]}); save the model's own tokenizer there") from None
+    # texts are cut here, by rule, and not there
+    tokenizer.model_max_length = sys.maxsize
     return HuggingFaceModel(model, tokenizer)
 
 
-def metadata(folder: Path) -> dict[str, Any]:
-    """What an export of ours says of its training; of other folders, nothing."""
-    try:
-        return json.loads((folder / METADATA).read_text())
-    except (OSError, ValueError):
-        return {}
+def _whole(kind: Any, folder: Path, **settings: Any) -> Any:
+    """A model of the folder's weights; transformers would fill what is missing with random ones. Raises CheckpointError."""
+    model, found = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, **settings)
+    missing = sorted(map(str, (*found["missing_keys"], *found["mismatched_keys"])))
+    if missing:
+        raise CheckpointError(f"{folder} lacks weights of its model ({', '.join(missing[:3])}); export it again or copy it whole")
+    return model.eval()
 
 
 def trained_window(folder: Path) -> int | None:

@@ -39,6 +39,8 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> int:
     config, why = resolved(config, world.device)
     folder.check_same(config)
     evaluate = plan_evaluation(config, folder, world) if plan_evaluation and config.train.evaluate.every else None
+    if evaluate is None and config.train.evaluate.every:
+        raise ConfigError(f"train.evaluate.every ({config.train.evaluate.every}) needs evaluations; start with launch/pretrain.py")
     share_cores(world.device)
     quiet()
     from llm.train.loop import say, train

@@ -79,6 +79,20 @@ def test_what_is_done_is_not_done_again(run, capsys, monkeypatch):
     assert seconds(f"text={text}") != one
 
 
+def test_sources_have_a_table_of_their_own(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "write_pictures", lambda *_: [])
+    lines = [("prose", "a bright cold day"), ("code", "clocks"), ("code", "were striking")]
+    for source, text in lines:
+        (tmp_path / "texts" / source).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "texts" / source / f"{len(text)}.txt").write_text(text)
+    assert evaluate(["--model", str(run), "--device", "cpu", "perplexity", f"text={tmp_path / 'texts'}"]) == 0
+    found = read(run, "perplexity")["details"]["by_source"]
+    assert {name: of["documents"] for name, of in found.items()} == {"code": 2, "prose": 1}
+    table = (run / "report" / "eval-summary.md").read_text()
+    assert "| perplexity | code | small | 2 |" in table
+    assert "| perplexity | prose | small | 1 |" in table
+
+
 def test_models_side_by_side(run, tmp_path, capsys, monkeypatch):
     """A run, its checkpoint and another way to read it: one table, one picture, a report each."""
     checkpoint = run / "checkpoints" / files.name_of(STEPS)

@@ -1,12 +1,14 @@
 """Whatever trained a model, its figures are those of one forward pass per document: our runs, our exports, transformers' models."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import (
     AutoModelForCausalLM,
@@ -16,6 +18,8 @@ from transformers import (
     LlamaForCausalLM,
     Mamba2Config,
     Mamba2ForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedTokenizerFast,
 )
 
@@ -49,6 +53,17 @@ MODELS = {
     "mamba2": lambda: Mamba2ForCausalLM(
         Mamba2Config(**SIZES, num_hidden_layers=2, state_size=8, num_heads=4, head_dim=8, n_groups=1, chunk_size=4)
     ),
+    "mistral": lambda: MistralForCausalLM(
+        MistralConfig(
+            **SIZES,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            intermediate_size=24,
+            sliding_window=5,
+            max_position_embeddings=512,
+        )
+    ),
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=1, n_head=2, n_positions=24)),
 }
 CPU = torch.device("cpu")
@@ -78,7 +93,7 @@ def total(subject, **settings) -> float:
     return found.figures["nats_per_token"].value * found.details["text"]["tokens"]
 
 
-@pytest.mark.parametrize("name", ["llama", "mamba2"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "mamba2"])
 def test_transformers_models_are_one_forward_pass_per_document(folder, name, monkeypatch):
     text = str(folder / "text.jsonl")
     model, expected, windows = AutoModelForCausalLM.from_pretrained(folder / name), 0.0, 0.0
@@ -165,6 +180,12 @@ def test_what_a_model_cannot_do_is_told(folder, tmp_path):
     with pytest.raises(ConfigError, match=r"tokens in a row, and it has 24 positions; use rule=window or rule=harness"):
         perplexity(gpt2, PerplexityConfig(text=str(long)))
     assert total(gpt2, text=str(long), rule="harness") > 0
+    torn = tmp_path / "torn"
+    shutil.copytree(folder / "llama", torn)
+    weights = load_file(torn / "model.safetensors")
+    save_file({key: x for key, x in weights.items() if "layers.1.mlp" not in key}, torn / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"lacks weights of its model \(model.layers.1.mlp"):
+        load(torn)
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="does not load as a causal language model"):

@@ -60,21 +60,25 @@ def folder(subject, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("stages", [(3,), pytest.param((0, 1, 2), marks=pytest.mark.slow)])
-def test_a_run_measures_what_its_checkpoints_are(folder, stages, capfd):
+@pytest.mark.parametrize(
+    "kinds", [{"zero3": 3}, pytest.param({"zero0": 0, "zero1": 1, "zero2": 2, "split": 3}, marks=pytest.mark.slow)], ids="/".join
+)
+def test_a_run_measures_what_its_checkpoints_are(folder, kinds, capfd):
     # one lane, so that the ranks have unequal numbers of batches
-    runs = [[f"name=zero{stage}", f"parallel.zero={stage}"] for stage in stages]
+    runs = [
+        [f"name={kind}", f"parallel.zero={stage}", f"parallel.sequence={1 + (kind == 'split')}"] for kind, stage in kinds.items()
+    ]
     runs.append(["name=late", "parallel.zero=3", "train.steps=2", "train.evaluate.minutes=1e-9"])
     runs.append(["name=none", "parallel.zero=3", "train.steps=2", "train.evaluate.tasks=[perplexity,text=nowhere]"])
     run_ranks(train, 2, str(folder), runs, timeout=200, connect=False)
     name = "eval/perplexity/bits_per_byte"
-    for stage in stages:
-        run = folder / "runs" / f"zero{stage}"
+    for kind in kinds:
+        run = folder / "runs" / kind
         assert [name in record for record in metrics(run).values()] == [True, True]
         for step in (2, 4):
-            words = ["--model", str(run / "checkpoints" / f"step-{step}"), "--device", "cpu", "--out", f"out{stage}-{step}"]
+            words = ["--model", str(run / "checkpoints" / f"step-{step}"), "--device", "cpu", "--out", f"{kind}-{step}"]
             assert evaluate([*words, "perplexity", "lanes=1", "max_tokens=150"]) == 0
-            (report,) = (folder / f"out{stage}-{step}").rglob("eval-perplexity.json")
+            (report,) = (folder / f"{kind}-{step}").rglob("eval-perplexity.json")
             figure = json.loads(report.read_text())["figures"]["bits_per_byte"]
             assert metrics(run)[step][name] == pytest.approx(figure["value"], rel=1e-6)
             inside = json.loads((run / "report" / f"step-{step}" / "eval-perplexity.json").read_text())

@@ -3,7 +3,6 @@
 import copy
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,17 +63,16 @@ def test_a_models_state_is_as_large_as_its_config_says(subject):
     assert found.figures["decode tokens per s at 16"].n == 2
 
 
-@pytest.mark.skipif(not throughput.CLEAR.exists(), reason="the system does not say how much memory a process had at most")
 def test_the_peak_is_of_what_came_after_it_was_reset():
     cpu = torch.device("cpu")
-    throughput.reset_peak(cpu)
+    if not throughput.reset_peak(cpu):
+        pytest.skip("the system does not say how much memory a process had at most")
     low = throughput.peak(cpu)
     np.ones(30 << 20, dtype=np.uint8).sum()
     high = throughput.peak(cpu)
     assert high - low > 25 << 20
     throughput.reset_peak(cpu)
     assert throughput.peak(cpu) < high - (25 << 20)
-    assert Path("/proc/self/status").is_file()
 
 
 @pytest.mark.parametrize(

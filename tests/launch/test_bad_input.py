@@ -144,7 +144,7 @@ def refused(main, words: list[str], sentence: str, folder: Path, capsys) -> None
         (evaluate.main, ["--model", "runs/old", "perplexity", "text=binary"], "is no text in UTF-8"),
         (evaluate.main, ["--model", "runs/old", "perplexity", "text=binary/b"], "holds no text to score"),
         (evaluate.main, ["--model", "runs/old", "perplexity", "text=wrong.jsonl"], "wrong.jsonl, line 2"),
-        (evaluate.main, ["--model", "runs/old", "--model", "runs/old", "perplexity"], "is the name of two models"),
+        (evaluate.main, ["--model", "runs/old", "--model", "runs/old", "perplexity"], "model (runs/old) is given twice"),
         (evaluate.main, ["--model", "mine", "perplexity"], "holds no checkpoint"),
         (evaluate.main, ["--model", "text", "perplexity,bigram", "lane=3"], "setting (lane=3) is of none of perplexity, bigram"),
         (evaluate.main, ["perplexity"], "name it with --model PATH"),
