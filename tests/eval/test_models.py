@@ -146,6 +146,10 @@ def test_a_run_and_its_export_have_the_same_figures(subject, folder, tmp_path, m
     (tmp_path / "data").symlink_to(subject.manifest().root)
     run = write_run(tmp_path / "small", small_config(subject.model.decoder.config), subject.manifest().tokenizer_path.read_bytes())
     ours = load(run)
+    half = load(run, dtype="bfloat16")
+    dtypes = {name: x.dtype for name, x in half.model.decoder.named_parameters()}
+    assert (dtypes["embedding"], dtypes["norm.weight"]) == (torch.bfloat16, torch.float32)
+    assert total(half, text=str(folder / "text.jsonl")) == pytest.approx(total(ours, text=str(folder / "text.jsonl")), rel=1e-2)
     out = export(ours.model.decoder, subject.manifest().tokenizer_path, tmp_path / "exported", 16)
     text = f"text={folder / 'text.jsonl'}"
     models = [word for path in (run, out, folder / "llama") for word in ("--model", str(path))]
