@@ -148,7 +148,7 @@ def test_a_run_and_its_export_have_the_same_figures(subject, folder, tmp_path, m
     ours = load(run)
     half = load(run, dtype="bfloat16")
     dtypes = {name: x.dtype for name, x in half.model.decoder.named_parameters()}
-    assert (dtypes["embedding"], dtypes["norm.weight"]) == (torch.bfloat16, torch.float32)
+    assert (dtypes["embedding"], dtypes["norm.norm_weight"]) == (torch.bfloat16, torch.float32)
     assert total(half, text=str(folder / "text.jsonl")) == pytest.approx(total(ours, text=str(folder / "text.jsonl")), rel=1e-2)
     out = export(ours.model.decoder, subject.manifest().tokenizer_path, tmp_path / "exported", 16)
     text = f"text={folder / 'text.jsonl'}"
