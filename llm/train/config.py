@@ -16,6 +16,7 @@ from llm.mixers.ops import ops_of
 from llm.model import ModelConfig, model_kinds
 from llm.parallel import Mode
 from llm.train.schedule import ScheduleConfig
+from llm.train.scheduled import EvaluateConfig
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class TrainConfig:
     checkpoint_async: bool = True
     peak_flops: float | None = None
     tensorboard: bool = True
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def check(self) -> None:
         """Raises ConfigError."""
@@ -86,6 +88,7 @@ class TrainConfig:
                 raise ConfigError(f"train.{name} ({value}) must be finite and positive, or null")
         self.optimizer.check("train.optimizer")
         self.schedule.check("train.schedule", self.steps)
+        self.evaluate.check("train.evaluate")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from llm.data import Manifest
 from llm.data.remote import CacheConfig
 from llm.errors import CheckpointError, ConfigError
 from llm.train.config import RunConfig, build_config
+from llm.train.scheduled import EvaluateConfig
 
 # Settings that change nothing of what is computed, but for the order of sums: they may differ when a run goes on.
 FREE = {
@@ -46,6 +47,7 @@ FREE = {
     "parallel.sequence",
     "parallel.mode",
     "train.peak_flops",
+    *(f"train.evaluate.{field.name}" for field in fields(EvaluateConfig)),
     "train.tensorboard",
 }
 PACKAGES = ("braid-lm", "torch", "deepspeed", "omegaconf", "tokenizers", "webdataset", "numpy")
