@@ -15,27 +15,8 @@ from llm.errors import ConfigError
 from llm.mixers.ops import ops_of
 from llm.model import ModelConfig, model_kinds
 from llm.parallel import Mode
+from llm.train.optimizer import OPTIMIZERS, AdamWConfig
 from llm.train.schedule import ScheduleConfig
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW (Loshchilov & Hutter, arXiv:1711.05101). lr: the peak. weight_decay: of matrices; other roles do not decay."""
-
-    kind: Literal["adamw"] = "adamw"
-    lr: float = 1e-3
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-
-    def check(self, where: str) -> None:
-        """Raises ConfigError."""
-        if not (0 < self.lr < math.inf and 0 < self.eps < math.inf):
-            raise ConfigError(f"{where}.lr ({self.lr}) and {where}.eps ({self.eps}) must be positive and finite")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(f"{where}.betas ({self.betas}) must be two numbers, at least 0 and less than 1")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ConfigError(f"{where}.weight_decay ({self.weight_decay}) must be finite and not negative; 0 switches it off")
 
 
 @dataclass(frozen=True)
@@ -51,7 +32,7 @@ class TrainConfig:
     steps: int = MISSING
     batch: int = MISSING
     micro_batch: int | None = None
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    optimizer: Any = field(default_factory=AdamWConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     clip: float | None = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -115,14 +96,17 @@ class RunConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
 
+KINDS = {**model_kinds("model"), "train.optimizer": OPTIMIZERS}
+
+
 def load_config(words: Sequence[str]) -> RunConfig:
     """`FILE.yaml... key.path=value...` -> RunConfig. Raises ConfigError."""
-    return load(RunConfig, words, model_kinds("model"))
+    return load(RunConfig, words, KINDS)
 
 
 def build_config(values: Mapping[str, Any]) -> RunConfig:
     """A RunConfig from plain keys and values. Raises ConfigError."""
-    return build(RunConfig, values, model_kinds("model"))
+    return build(RunConfig, values, KINDS)
 
 
 def micro_batch_of(config: RunConfig, world_size: int) -> int:

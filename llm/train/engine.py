@@ -11,7 +11,8 @@ from llm.model import Decoder
 from llm.parallel import Ranks
 from llm.train.carried import Carried
 from llm.train.config import RunConfig
-from llm.train.deepspeed_config import LossOnly, create_optimizer, deepspeed_config
+from llm.train.deepspeed_config import LossOnly, deepspeed_config
+from llm.train.optimizer import create_optimizer, set_rates
 from llm.train.precision import cast_model, casts_model
 from llm.train.world import World
 
@@ -31,7 +32,7 @@ def create_engine(config: RunConfig, world: World, ranks: Ranks | None = None) -
     decoder.checkpoint_activations = config.train.activation_checkpointing
     if casts_model(config):
         cast_model(decoder)
-    optimizer = create_optimizer(config.train.optimizer, decoder)
+    optimizer = create_optimizer(config.train.optimizer, decoder, config.parallel.zero, config.train.precision, config.seed)
     settings = deepspeed_config(config, world.size)
     engine, *_ = deepspeed.initialize(model=LossOnly(decoder, ranks), optimizer=optimizer, config=settings)
     return engine
@@ -45,6 +46,7 @@ def optimizer_step(
     world: World,
     stop: bool,
     carried: Carried | None = None,
+    step: int = 0,
 ) -> StepResult:
     """Gradients of (sum of nats over all tokens / scored labels of all ranks and micro-batches), then one update.
 
@@ -66,7 +68,7 @@ def optimizer_step(
         loss_sum += loss.detach()
         engine.backward(loss * scale, scale_wrt_gas=False)
         grad_norm = clip_gradients(engine, clip) if updates_now(engine) else None
-        set_learning_rate(engine, lr)
+        set_rates(engine.optimizer, lr, step)
         engine.step()
     return StepResult(loss_sum, scored, engine.get_global_grad_norm() if grad_norm is None else grad_norm, stops)
 
@@ -84,8 +86,3 @@ def updates_now(engine: Any) -> bool:
 def clip_gradients(engine: Any, clip: float | None) -> Tensor:
     """The global norm of the averaged gradients, which are scaled down to `clip`."""
     return torch.nn.utils.clip_grad_norm_(engine.module.parameters(), float("inf") if clip is None else clip)
-
-
-def set_learning_rate(engine: Any, lr: float) -> None:
-    for group in engine.optimizer.param_groups:
-        group["lr"] = lr

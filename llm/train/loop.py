@@ -94,7 +94,7 @@ def loop(run: Run, stop: StopRequest) -> None:
         micro_batches = next(run.batches)
         data_wait = time.perf_counter() - waiting
         lr = learning_rate(settings.schedule, settings.optimizer.lr, run.step, settings.steps)
-        result = optimizer_step(run.engine, micro_batches, lr, settings.clip, run.world, bool(stop), run.carried)
+        result = optimizer_step(run.engine, micro_batches, lr, settings.clip, run.world, bool(stop), run.carried, run.step)
         run.meter.add(result, data_wait)
         saving = last or due(run.step, settings.checkpoint_every)
         logging = saving or due(run.step, settings.log_every)

@@ -11,8 +11,9 @@ from llm.config import to_yaml
 from llm.data import Manifest
 from llm.errors import CheckpointError, ConfigError, DataError
 from llm.train.config import accumulation_of, build_config, check, load_config
-from llm.train.deepspeed_config import deepspeed_config, parameter_groups
+from llm.train.deepspeed_config import deepspeed_config
 from llm.train.load import load_model
+from llm.train.optimizer import parameter_groups
 from llm.train.precision import resolved
 from llm.train.run_folder import RunFolder
 from llm.train.start import agree, plan

@@ -97,7 +97,8 @@ def train_case(rank: int, config: RunConfig) -> dict[str, Any]:
     for step in range(1, STEPS + 1):
         share = batch_of(step).split(ROWS // RANKS)[rank]
         lr = learning_rate(config.train.schedule, config.train.optimizer.lr, step, STEPS)
-        result = optimizer_step(engine, share.split(config.train.micro_batch or 1), lr, config.train.clip, world, stop=False)
+        micro_batches = share.split(config.train.micro_batch or 1)
+        result = optimizer_step(engine, micro_batches, lr, config.train.clip, world, stop=False, step=step)
         losses.append((world.sum(result.loss_sum) / result.scored).item())
         norms.append(float(result.grad_norm))
     dtypes = {name: str(p.dtype) for name, p in engine.module.decoder.named_parameters()}

@@ -1,0 +1,77 @@
+"""Muon, factors of the rate and gradient noise at every ZeRO stage on two ranks, beside plain loops on one."""
+
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+from llm.init import parameter_roles
+from llm.model import Decoder
+from llm.testing import run_ranks
+from llm.train.config import RunConfig
+from llm.train.schedule import learning_rate
+from tests.train.test_zero import CLIP, RANKS, STEPS, TOLERANCE, batch_of, config_of, train_cases
+
+pytestmark = [pytest.mark.multirank, pytest.mark.timeout(300)]
+MUON = {"kind": "muon", "lr": 2e-3, "momentum": 0.9, "lr_scale": {"embedding": 0.5, "norm": 2.0}}
+
+
+def plain_loop(config: RunConfig) -> dict[str, Any]:
+    """The oracle: torch.optim.Muon on the weights of linear layers, torch.optim.AdamW on the rest, each at its own rate."""
+    model, settings = Decoder.create(config.model, config.seed), config.train.optimizer
+    linear = {f"{path}.weight" for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    matrices = [p for name, p in model.named_parameters() if name in linear]
+    scaled = {0.5: ["embedding"], 2.0: [name for name in dict(model.named_parameters()) if name.endswith("norm_weight")]}
+    rest = {name for name, _ in model.named_parameters()} - linear - {name for names in scaled.values() for name in names}
+    groups = [
+        {"params": [p for name, p in model.named_parameters() if name in names], "factor": factor}
+        for factor, names in {**scaled, 1.0: sorted(rest)}.items()
+    ]
+    betas = (settings.betas[0], settings.betas[1])
+    muon = torch.optim.Muon(
+        matrices, weight_decay=settings.weight_decay, momentum=settings.momentum, adjust_lr_fn="match_rms_adamw"
+    )
+    adamw = torch.optim.AdamW(groups, betas=betas, eps=settings.eps, weight_decay=0.0, foreach=False)
+    losses, norms = [], []
+    for step in range(1, STEPS + 1):
+        batch = batch_of(step)
+        loss = model(batch.tokens_BT, None, batch.docs, batch.labels_BT).loss_sum / batch.scored
+        loss.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP).item())
+        lr = learning_rate(config.train.schedule, settings.lr, step, STEPS)
+        for group in (*muon.param_groups, *adamw.param_groups):
+            group["lr"] = lr * group.get("factor", 1.0)
+        for optimizer in (muon, adamw):
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(loss.item())
+    return {"losses": losses, "norms": norms, "weights": {name: p.detach() for name, p in model.named_parameters()}}
+
+
+MUON_CASES = [config_of(stage, 2, optimizer=MUON) for stage in (0, 1, 2, 3)]
+CASES = [*MUON_CASES]
+
+
+@pytest.fixture(scope="module")
+def results() -> list[dict[str, Any]]:
+    return run_ranks(train_cases, RANKS, CASES, timeout=240)[0]
+
+
+@pytest.fixture(scope="module")
+def oracle() -> dict[str, Any]:
+    """torch orthogonalises in bfloat16, where a rounding that differs grows to 1e-3 in 20 steps; here, as we in fp32, it does not."""
+    with mock.patch("torch.Tensor.bfloat16", lambda tensor: tensor):
+        return plain_loop(MUON_CASES[0])
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_muon_equals_torchs_at_every_stage(stage: int, results: list[dict[str, Any]], oracle: dict[str, Any]) -> None:
+    found = results[stage]
+    print(
+        stage,
+        max(abs(a - b) for a, b in zip(found["losses"], oracle["losses"])),
+        [abs(a - b) for a, b in zip(found["losses"], oracle["losses"])],
+    )
+    print(max((found["weights"][n] - w).abs().max() for n, w in oracle["weights"].items()))
+    assert found["losses"] == pytest.approx(oracle["losses"], rel=0, abs=TOLERANCE)
