@@ -1,6 +1,6 @@
 """The one place that knows DeepSpeed's config: RunConfig -> its dict.
 
-bf16 at stages 1 and 2: no `bf16` section, which would cast every parameter. We cast the model (llm/train/precision.py), pinned
+bf16 at stages 1 and 2: no `bf16` section, which would cast every parameter. We cast the model (llm/train/precision.py); pinned
 parameters stay float32 in a group of their own, ZeRO keeps float32 masters of all. At stage 3, where mixed dtypes are refused,
 `torch_autocast` with float32 parameters, gathered in bf16. Gradients are accumulated in float32 everywhere.
 """
@@ -28,8 +28,6 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
         # at stage 0 the loop clips, because DeepSpeed would keep the norm to itself
         "gradient_clipping": (config.train.clip or 0.0) if stage else 0.0,
         "zero_optimization": zero_section(stage),
-        # a client's optimizer is only "tested" when its class is one that DeepSpeed lists
-        "zero_allow_untested_optimizer": True,
         "steps_per_print": 1 << 60,
         "wall_clock_breakdown": False,
     }
@@ -41,7 +39,8 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
         settings["torch_autocast"] = {
             "enabled": True,
             "dtype": "bfloat16",
-            "lower_precision_safe_modules": ["torch.nn.Linear"],
+            # by role instead, in `prepare`
+            "lower_precision_safe_modules": [],
         }
     return settings
 

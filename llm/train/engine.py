@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 from torch import Tensor
 
 from llm.data import Batch
@@ -13,7 +14,7 @@ from llm.train.carried import Carried
 from llm.train.config import RunConfig
 from llm.train.deepspeed_config import LossOnly, deepspeed_config
 from llm.train.optimizer import create_optimizer, set_rates
-from llm.train.precision import cast_model, casts_model
+from llm.train.precision import prepare
 from llm.train.world import World
 
 
@@ -30,10 +31,12 @@ def create_engine(config: RunConfig, world: World, ranks: Ranks | None = None) -
     """The engine with initial weights, which depend on the seed alone. ranks: those that share sequences; None: none does."""
     decoder = Decoder.create(config.model, config.seed, world.device)
     decoder.checkpoint_activations = config.train.activation_checkpointing
-    if casts_model(config):
-        cast_model(decoder)
+    prepare(decoder, config)
     optimizer = create_optimizer(config.train.optimizer, decoder, config.parallel.zero, config.train.precision, config.seed)
     settings = deepspeed_config(config, world.size)
+    if type(optimizer) not in ZERO_SUPPORTED_OPTIMIZERS:
+        # ours are tested at every stage (tests/train); without this DeepSpeed warns or refuses
+        ZERO_SUPPORTED_OPTIMIZERS.append(type(optimizer))
     engine, *_ = deepspeed.initialize(model=LossOnly(decoder, ranks), optimizer=optimizer, config=settings)
     return engine
 

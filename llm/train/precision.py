@@ -36,14 +36,23 @@ def computes_in_bf16(device: torch.device) -> bool:
 
 
 def casts_model(config: RunConfig) -> bool:
-    """Whether weights live in bf16 (`cast_model`): bf16 at stages 1 and 2. Stage 3 keeps them fp32 and autocasts."""
+    """Whether weights live in bf16: bf16 at stages 1 and 2. Stage 3 keeps them fp32 and autocasts."""
     return config.train.precision == "bf16" and config.parallel.zero < AUTOCAST_STAGE
 
 
 @torch.no_grad()
-def cast_model(model: Decoder) -> None:
-    """Parameters to bf16, except those whose role is kept in float32."""
+def prepare(model: Decoder, config: RunConfig) -> None:
+    """For bf16 at stages 1 and 2 parameters become bf16, at stage 3 they are gathered and reduced in it; except those whose role is
+    kept in float32.
+    """
+    if config.train.precision != "bf16":
+        return
     roles = parameter_roles(model)
     for name, parameter in model.named_parameters():
-        if not ROLES[roles[name]].float32:
+        if ROLES[roles[name]].float32:
+            continue
+        if casts_model(config):
             parameter.data = parameter.data.to(torch.bfloat16)
+        else:
+            # what DeepSpeed's `lower_precision_safe_modules` sets on parameters of whole classes of modules
+            parameter.comm_dtype = torch.bfloat16  # type: ignore[attr-defined]

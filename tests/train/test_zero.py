@@ -94,9 +94,9 @@ def train_case(rank: int, config: RunConfig) -> dict[str, Any]:
     world = World(rank, RANKS, torch.device("cpu"))
     engine = create_engine(config, world)
     losses, norms = [], []
-    for step in range(1, STEPS + 1):
+    for step in range(1, config.train.steps + 1):
         share = batch_of(step).split(ROWS // RANKS)[rank]
-        lr = learning_rate(config.train.schedule, config.train.optimizer.lr, step, STEPS)
+        lr = learning_rate(config.train.schedule, config.train.optimizer.lr, step, config.train.steps)
         micro_batches = share.split(config.train.micro_batch or 1)
         result = optimizer_step(engine, micro_batches, lr, config.train.clip, world, stop=False, step=step)
         losses.append((world.sum(result.loss_sum) / result.scored).item())
