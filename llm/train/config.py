@@ -85,10 +85,11 @@ class ParallelConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A run: `runs`/`name` is its folder."""
+    """A run: `runs`/`name` is its folder. branch_from: a run or checkpoint folder that it goes on from (llm/train/branch.py)."""
 
     name: str = MISSING
     runs: str = "runs"
+    branch_from: str | None = None
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -15,6 +15,8 @@ from llm.train.config import RunConfig
 from llm.train.deepspeed_config import LossOnly, deepspeed_config
 from llm.train.optimizer import create_optimizer, set_rates
 from llm.train.precision import prepare
+from llm.train.report import report_parameters
+from llm.train.run_folder import RunFolder
 from llm.train.world import World
 
 
@@ -27,12 +29,16 @@ class StepResult(NamedTuple):
     stops: Tensor
 
 
-def create_engine(config: RunConfig, world: World, ranks: Ranks | None = None) -> Any:
-    """The engine with initial weights, which depend on the seed alone. ranks: those that share sequences; None: none does."""
+def create_engine(config: RunConfig, world: World, ranks: Ranks | None = None, folder: RunFolder | None = None) -> Any:
+    """The engine with initial weights, which depend on the seed alone. ranks: those that share sequences; None: none does.
+    folder: where the parameters' report goes.
+    """
     decoder = Decoder.create(config.model, config.seed, world.device)
     decoder.checkpoint_activations = config.train.activation_checkpointing
     prepare(decoder, config)
     optimizer = create_optimizer(config.train.optimizer, decoder, config.parallel.zero, config.train.precision, config.seed)
+    if folder is not None and world.first:
+        report_parameters(decoder, optimizer, folder)
     settings = deepspeed_config(config, world.size)
     if type(optimizer) not in ZERO_SUPPORTED_OPTIMIZERS:
         # ours are tested at every stage (tests/train); without this DeepSpeed warns or refuses

@@ -10,8 +10,9 @@ import torch.distributed as dist
 
 from llm.cost import model_cost
 from llm.data import Batches, HeldOutBatches, Manifest, TokenStream
-from llm.errors import DataError
+from llm.errors import ConfigError, DataError
 from llm.parallel import Ranks
+from llm.train.branch import branch_point
 from llm.train.carried import Carried
 from llm.train.checkpoint import load_checkpoint, newest_whole, save_checkpoint
 from llm.train.config import RunConfig, accumulation_of, data_ranks, micro_batch_of
@@ -52,8 +53,10 @@ def train(config: RunConfig, folder: RunFolder, world: World, manifest: Manifest
     The process group is up, `config` is checked, its precision resolved. Raises DataError, CheckpointError.
     """
     checkpoint, passed_over = newest_whole(folder.checkpoints, world)
+    if checkpoint is None and config.branch_from is not None:
+        checkpoint, passed_over = branch_point(config.branch_from, world)
     ranks = sequence_ranks(config, world)
-    engine = create_engine(config, world, ranks)
+    engine = create_engine(config, world, ranks, folder)
     stream = TokenStream(manifest, "train", config.data, config.seed, config.train.batch)
     step, consumed = 0, 0
     if checkpoint is not None:
@@ -61,6 +64,10 @@ def train(config: RunConfig, folder: RunFolder, world: World, manifest: Manifest
         stream.check_state(progress["data"])
         step, consumed = progress["step"], progress["data"]["consumed"]
         say(world, *passed_over, f"resuming from {checkpoint}")
+        if step > config.train.steps:
+            raise ConfigError(
+                f"train.steps ({config.train.steps}) must be at least the {step} that {checkpoint} has made; raise it"
+            )
     say(world, *stream.repetitions(config.train.steps * config.train.batch), *unscored_rows(config, world.size))
     rank, part = place(config, world)
     readers, micro_batch = data_ranks(config, world.size), micro_batch_of(config, world.size)

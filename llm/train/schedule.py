@@ -49,7 +49,7 @@ class ScheduleConfig:
                         f"{where}.{name} ({value}) has no effect on {where}.kind={self.kind}; remove it, or set {where}.kind=wsd"
                     )
             return
-        if self.cooldown is not None and not (0 <= self.cooldown <= 1 or float(self.cooldown).is_integer() and self.cooldown > 1):
+        if self.cooldown is not None and not (0 <= self.cooldown <= 1 or (self.cooldown > 1 and float(self.cooldown).is_integer())):
             raise ConfigError(
                 f"{where}.cooldown ({self.cooldown}) is a share of all steps up to 1, or a whole number of steps; use 0.2 or 1000"
             )

@@ -12,10 +12,11 @@ import torch
 from llm.cost import model_cost
 from llm.data import Manifest
 from llm.errors import ConfigError, DataError
+from llm.train.branch import check_branch
 from llm.train.checkpoint_files import FILES
 from llm.train.config import RunConfig, check, load_config
 from llm.train.precision import resolved
-from llm.train.run_folder import FREE, RunFolder
+from llm.train.run_folder import AHEAD, FREE, RunFolder
 from llm.train.world import World
 
 
@@ -32,7 +33,8 @@ def pretrain(words: Sequence[str]) -> int:
     manifest = config.data.load_manifest()
     check(config, world.size, manifest)
     config, why = resolved(config, world.device)
-    folder.check_same(config)
+    changed = folder.check_same(config)
+    check_branch(config)
     share_cores(world.device)
     quiet()
     from llm.train.loop import say, train
@@ -48,6 +50,7 @@ def pretrain(words: Sequence[str]) -> int:
             world,
             f"{folder.path}: {parameters:,} parameters, ZeRO {config.parallel.zero}, {world.size} rank(s) on {world.device.type}",
             why,
+            *changed,
         )
         step = train(config, folder, world, manifest)
         say(world, f"{folder.path}: step {step} of {config.train.steps}; loss curve in {folder.report / 'loss.png'}")
@@ -77,11 +80,11 @@ def plan(words: Sequence[str]) -> tuple[RunConfig, RunFolder]:
         config = load_config(words)
         return config, RunFolder.of(config)
     folder, overrides = RunFolder(Path(folders[0])), [word for word in words if word != folders[0]]
-    refused = [word for word in overrides if word.partition("=")[0] not in FREE]
+    refused = [word for word in overrides if word.partition("=")[0] not in FREE | AHEAD]
     if len(folders) > 1 or refused:
         raise ConfigError(
             f"{folder.path} resumes with its own config, so {(refused or folders)[-1]!r} cannot be given with it; "
-            f"leave it out (only {', '.join(sorted(FREE - {'runs'}))} may change)"
+            f"leave it out (only {', '.join(sorted(FREE - {'runs'} | AHEAD))} may change)"
         )
     if (folder.path / FILES).is_file():
         run = folder.path.resolve().parents[1]

@@ -115,7 +115,7 @@ SMALL, GAS = 2.0**-10, 8
 
 
 def sums(rank: int, stage: int) -> float:
-    """Mean over a matrix's values of (accumulated gradient / one micro-batch's), of which seven are `SMALL` as large as the first."""
+    """Mean over a matrix of (gradient of eight micro-batches / of the first), the seven others `SMALL` as large as the first."""
     from deepspeed.utils import safe_get_full_grad
 
     from llm.train.engine import create_engine
@@ -186,13 +186,13 @@ def truth() -> dict[int, Any]:
     return run_ranks(in_truth, RANKS, timeout=240)[0]
 
 
-@pytest.mark.parametrize("stage", (1, 2, 3))
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_gradients_are_accumulated_in_float32(stage: int, truth: dict[int, Any]) -> None:
     """Each small one alone is less than half a step of bf16's grid, so sums in bf16 would be 1."""
     assert truth[stage][0] == pytest.approx(1 + (GAS - 1) * SMALL, abs=SMALL / 2)
 
 
-@pytest.mark.parametrize("stage", (1, 2, 3))
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_pinned_parameters_are_float32_in_forward_and_keep_small_updates(stage: int, truth: dict[int, Any]) -> None:
     seen = truth[stage][1]
     assert {"blocks.0.mixer.A_log", "blocks.0.mixer.dt_bias", "blocks.1.mixer.forget_bias", "norm.norm_weight"} <= set(seen)

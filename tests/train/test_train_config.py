@@ -97,8 +97,11 @@ def test_a_run_folder_resumes_with_its_own_config(words: Words, manifest: Manife
     found, folder = plan([path, "train.log_every=3"])
     assert found == replace(config, train=replace(config.train, log_every=3))
     assert folder == RunFolder.of(config)
-    with pytest.raises(ConfigError, match=r"'train.steps=9' cannot be given"):
-        plan([path, "train.steps=9"])
+    found, _ = plan([path, "train.steps=30", "train.schedule.cooldown=10"])
+    (sentence,) = folder.check_same(found)
+    assert "train.steps: 20 -> 30; train.schedule.cooldown: None -> 10" in sentence
+    with pytest.raises(ConfigError, match=r"'seed=9' cannot be given"):
+        plan([path, "seed=9"])
     with pytest.raises(CheckpointError, match="neither a run folder nor a checkpoint"):
         plan([str(tmp_path)])
     with pytest.raises(ConfigError, match="no config is given"):
