@@ -24,7 +24,8 @@ class TrainConfig:
     """How to train.
 
     batch: sequences per optimizer step, over all ranks. micro_batch: sequences a rank runs at once; null: its whole share.
-    clip: largest global gradient norm; null: no clipping. precision: `auto` is bf16 where the device computes in it, else fp32.
+    clip: largest global gradient norm; null: no clipping. z_loss: factor of the mean of log^2 Z, which keeps logits from drifting;
+    in gradients alone, `loss` is without it. precision: `auto` is bf16 where the device computes in it, else fp32.
     log_every, validate_every, checkpoint_every: steps; 0 validates or saves at the end only. keep_last: checkpoints kept.
     validation_sequences: at most so many of the held-out split; null: all. peak_flops: FLOP/s of one rank's device; null: measured.
     """
@@ -35,6 +36,7 @@ class TrainConfig:
     optimizer: Any = field(default_factory=AdamWConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     clip: float | None = 1.0
+    z_loss: float = 0.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     activation_checkpointing: bool = False
     log_every: int = 10
@@ -57,6 +59,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"train.{name} ({value}) must be finite and positive, or null")
+        if not 0 <= self.z_loss < math.inf:
+            raise ConfigError(f"train.z_loss ({self.z_loss}) must be finite and not negative; 0 switches it off, PaLM has 1e-4")
         self.optimizer.check("train.optimizer")
         self.schedule.check("train.schedule", self.steps)
 

@@ -8,7 +8,7 @@ parameters stay float32 in a group of their own, ZeRO keeps float32 masters of a
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from llm.model import Decoder
 from llm.parallel import Ranks
@@ -58,12 +58,22 @@ def zero_section(stage: int) -> dict[str, Any]:
 
 
 class LossOnly(nn.Module):
-    """The decoder as the engine runs it: the summed loss, a scalar, comes out, and the state where it is carried on."""
+    """The decoder as the engine runs it: the summed loss, a scalar, comes out, and the state where it is carried on.
 
-    def __init__(self, decoder: Decoder, ranks: Ranks | None = None):
+    z_sum: with a z-loss, the sum of log^2 Z over the micro-batches since `take_z_sum`.
+    """
+
+    def __init__(self, decoder: Decoder, ranks: Ranks | None = None, z_loss: float = 0.0):
         super().__init__()
-        self.decoder, self.ranks = decoder, ranks
+        self.decoder, self.ranks, self.z_loss = decoder, ranks, z_loss
+        self.z_sum: Tensor | None = None
 
     def forward(self, tokens_BT, labels_BT, docs, state=None, carry=False):
-        out = self.decoder(tokens_BT, state, docs, labels_BT, ranks=self.ranks)
+        out = self.decoder(tokens_BT, state, docs, labels_BT, ranks=self.ranks, z_loss=self.z_loss)
+        if self.z_loss and self.training:
+            self.z_sum = out.z_sum if self.z_sum is None else self.z_sum + out.z_sum
         return (out.loss_sum, out.state) if carry else out.loss_sum
+
+    def take_z_sum(self) -> Tensor | None:
+        z_sum, self.z_sum = self.z_sum, None
+        return z_sum

@@ -21,12 +21,15 @@ from llm.train.world import World
 
 
 class StepResult(NamedTuple):
-    """loss_sum: nats of this rank. scored: labels of all ranks. grad_norm: global, unclipped. stops: ranks told to stop."""
+    """loss_sum: nats of this rank. scored: labels of all ranks. grad_norm: global, unclipped. stops: ranks told to stop.
+    z_sum: with a z-loss, log^2 Z summed over this rank's scored labels.
+    """
 
     loss_sum: Tensor
     scored: Tensor
     grad_norm: Tensor | float
     stops: Tensor
+    z_sum: Tensor | None = None
 
 
 def create_engine(config: RunConfig, world: World, ranks: Ranks | None = None, folder: RunFolder | None = None) -> Any:
@@ -43,7 +46,7 @@ def create_engine(config: RunConfig, world: World, ranks: Ranks | None = None, f
     if type(optimizer) not in ZERO_SUPPORTED_OPTIMIZERS:
         # ours are tested at every stage (tests/train); without this DeepSpeed warns or refuses
         ZERO_SUPPORTED_OPTIMIZERS.append(type(optimizer))
-    engine, *_ = deepspeed.initialize(model=LossOnly(decoder, ranks), optimizer=optimizer, config=settings)
+    engine, *_ = deepspeed.initialize(model=LossOnly(decoder, ranks, config.train.z_loss), optimizer=optimizer, config=settings)
     return engine
 
 
@@ -79,7 +82,8 @@ def optimizer_step(
         grad_norm = clip_gradients(engine, clip) if updates_now(engine) else None
         set_rates(engine.optimizer, lr, step)
         engine.step()
-    return StepResult(loss_sum, scored, engine.get_global_grad_norm() if grad_norm is None else grad_norm, stops)
+    norm = engine.get_global_grad_norm() if grad_norm is None else grad_norm
+    return StepResult(loss_sum, scored, norm, stops, engine.module.take_z_sum())
 
 
 def sum_scored(micro_batches: list[Batch]) -> Tensor:

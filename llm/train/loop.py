@@ -65,9 +65,7 @@ def train(config: RunConfig, folder: RunFolder, world: World, manifest: Manifest
         step, consumed = progress["step"], progress["data"]["consumed"]
         say(world, *passed_over, f"resuming from {checkpoint}")
         if step > config.train.steps:
-            raise ConfigError(
-                f"train.steps ({config.train.steps}) must be at least the {step} that {checkpoint} has made; raise it"
-            )
+            raise ConfigError(f"train.steps ({config.train.steps}) must be at least {step}, the step of {checkpoint}; raise it")
     say(world, *stream.repetitions(config.train.steps * config.train.batch), *unscored_rows(config, world.size))
     rank, part = place(config, world)
     readers, micro_batch = data_ranks(config, world.size), micro_batch_of(config, world.size)

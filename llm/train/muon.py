@@ -44,6 +44,7 @@ class Plan:
     Pieces lie in the order of parameters, the same in the buffers of both sides.
     """
 
+    shapes: tuple[Shape, ...]
     rank: int
     mine: list[Piece]
     outgoing: list[list[Piece]]
@@ -58,7 +59,7 @@ def plan(shapes: tuple[Shape, ...], zero: int, rank: int, ranks: int, held: int)
     owners = owners_of(shapes, layout)
     outgoing = [[piece for piece in layout[rank] if owners[piece.parameter] == owner] for owner in range(ranks)]
     incoming = [[piece for piece in there if owners[piece.parameter] == rank] for there in layout]
-    return Plan(rank, layout[rank], outgoing, incoming)
+    return Plan(shapes, rank, layout[rank], outgoing, incoming)
 
 
 def owners_of(shapes: tuple[Shape, ...], layout: list[list[Piece]]) -> list[int]:
@@ -74,14 +75,14 @@ def owners_of(shapes: tuple[Shape, ...], layout: list[list[Piece]]) -> list[int]
     return owners
 
 
-def orthogonalised(flat: Tensor, shapes: tuple[Shape, ...], plan: Plan) -> Tensor:
+def orthogonalised(flat: Tensor, plan: Plan) -> Tensor:
     """`orthogonalise` of every matrix: this rank's parts in, its parts of the results out. All ranks call it together."""
     parts = exchange(flat, [[flat[piece.held] for piece in group] for group in plan.outgoing], plan.incoming, plan.rank)
     whole: dict[int, list[Tensor]] = {}
     for group, values in zip(plan.incoming, parts, strict=True):
         for piece, value in zip(group, values, strict=True):
             whole.setdefault(piece.parameter, []).append(value)
-    made = {k: orthogonalise(torch.cat(values).view(shapes[k])).flatten() for k, values in whole.items()}
+    made = {k: orthogonalise(torch.cat(values).view(plan.shapes[k])).flatten() for k, values in whole.items()}
     back = [[made[piece.parameter][piece.start : piece.stop] for piece in group] for group in plan.incoming]
     result = torch.zeros_like(flat)
     for group, values in zip(plan.outgoing, exchange(flat, back, plan.outgoing, plan.rank), strict=True):

@@ -1,18 +1,20 @@
-"""Muon, factors of the rate and gradient noise at every ZeRO stage on two ranks, beside plain loops on one."""
+"""Muon, factors of the rate, gradient noise and z-loss at every ZeRO stage on two ranks, beside a plain loop on one."""
 
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from llm.model import Decoder
 from llm.testing import run_ranks
 from llm.train.config import RunConfig
 from llm.train.schedule import learning_rate
-from tests.train.test_zero import CLIP, RANKS, STEPS, TOLERANCE, batch_of, config_of, train_cases
+from tests.train.test_zero import CLIP, RANKS, TOLERANCE, batch_of, config_of, train_cases
 
 pytestmark = [pytest.mark.multirank, pytest.mark.timeout(300)]
+STEPS, Z_LOSS = 12, 0.01
 MUON = {"kind": "muon", "lr": 2e-3, "momentum": 0.9, "lr_scale": {"embedding": 0.5, "norm": 2.0}}
 
 
@@ -32,11 +34,13 @@ def plain_loop(config: RunConfig) -> dict[str, Any]:
         matrices, weight_decay=settings.weight_decay, momentum=settings.momentum, adjust_lr_fn="match_rms_adamw"
     )
     adamw = torch.optim.AdamW(groups, betas=betas, eps=settings.eps, weight_decay=0.0, foreach=False)
-    losses, norms = [], []
+    losses, norms, squares = [], [], []
     for step in range(1, STEPS + 1):
         batch = batch_of(step)
-        loss = model(batch.tokens_BT, None, batch.docs, batch.labels_BT).loss_sum / batch.scored
-        loss.backward()
+        logits, scored = model(batch.tokens_BT, None, batch.docs).logits.flatten(0, 1), batch.labels_BT.flatten() >= 0
+        loss = F.cross_entropy(logits[scored], batch.labels_BT.flatten()[scored])
+        z = logits[scored].logsumexp(-1).square().mean()
+        (loss + Z_LOSS * z).backward()
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP).item())
         lr = learning_rate(config.train.schedule, settings.lr, step, STEPS)
         for group in (*muon.param_groups, *adamw.param_groups):
@@ -45,11 +49,19 @@ def plain_loop(config: RunConfig) -> dict[str, Any]:
             optimizer.step()
             optimizer.zero_grad()
         losses.append(loss.item())
-    return {"losses": losses, "norms": norms, "weights": {name: p.detach() for name, p in model.named_parameters()}}
+        squares.append(z.item())
+    return {
+        "losses": losses,
+        "norms": norms,
+        "squares": squares,
+        "weights": {name: p.detach() for name, p in model.named_parameters()},
+    }
 
 
-MUON_CASES = [config_of(stage, 2, optimizer=MUON) for stage in (0, 1, 2, 3)]
-CASES = [*MUON_CASES]
+SETTINGS: dict[str, Any] = {"steps": STEPS, "z_loss": Z_LOSS}
+MUON_CASES = [config_of(stage, 2, optimizer=MUON, **SETTINGS) for stage in (0, 1, 2, 3)]
+NOISY = [config_of(stage, 2, optimizer={"gradient_noise": 1e-5}, steps=3) for stage in (0, 1, 3)]
+CASES = [*MUON_CASES, *NOISY]
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +81,7 @@ def test_muon_equals_torchs_at_every_stage(stage: int, results: list[dict[str, A
     found = results[stage]
     assert found["losses"] == pytest.approx(oracle["losses"], rel=0, abs=TOLERANCE)
     assert found["norms"] == pytest.approx(oracle["norms"], rel=1e-2)
+    assert found["squares"] == pytest.approx(oracle["squares"], rel=1e-5)
     for name, weight in oracle["weights"].items():
         assert torch.allclose(found["weights"][name], weight, rtol=0, atol=1e-4), name
 
@@ -76,3 +89,12 @@ def test_muon_equals_torchs_at_every_stage(stage: int, results: list[dict[str, A
 def test_the_oracle_clips_and_learns(oracle: dict[str, Any]) -> None:
     assert min(oracle["norms"]) > CLIP
     assert oracle["losses"][-1] < oracle["losses"][0] - 0.1
+
+
+def test_noise_is_the_same_at_every_stage_and_there(results: list[dict[str, Any]]) -> None:
+    whole, *split = results[len(MUON_CASES) :]
+    for found in split:
+        assert found["losses"] == pytest.approx(whole["losses"], rel=0, abs=TOLERANCE)
+    quiet = plain_loop(config_of(0, 2, optimizer=MUON, steps=3))
+    assert whole["losses"][0] == pytest.approx(quiet["losses"][0], abs=TOLERANCE)
+    assert abs(whole["losses"][2] - quiet["losses"][2]) > 10 * TOLERANCE

@@ -93,7 +93,7 @@ def train_case(rank: int, config: RunConfig) -> dict[str, Any]:
 
     world = World(rank, RANKS, torch.device("cpu"))
     engine = create_engine(config, world)
-    losses, norms = [], []
+    losses, norms, squares = [], [], []
     for step in range(1, config.train.steps + 1):
         share = batch_of(step).split(ROWS // RANKS)[rank]
         lr = learning_rate(config.train.schedule, config.train.optimizer.lr, step, config.train.steps)
@@ -101,10 +101,12 @@ def train_case(rank: int, config: RunConfig) -> dict[str, Any]:
         result = optimizer_step(engine, micro_batches, lr, config.train.clip, world, stop=False, step=step)
         losses.append((world.sum(result.loss_sum) / result.scored).item())
         norms.append(float(result.grad_norm))
+        if result.z_sum is not None:
+            squares.append((world.sum(result.z_sum) / result.scored).item())
     dtypes = {name: str(p.dtype) for name, p in engine.module.decoder.named_parameters()}
     weights = full_weights(engine, world)
     engine.destroy()
-    return {"losses": losses, "norms": norms, "weights": weights, "dtypes": dtypes}
+    return {"losses": losses, "norms": norms, "squares": squares, "weights": weights, "dtypes": dtypes}
 
 
 def train_cases(rank: int, configs: list[RunConfig]) -> list[dict[str, Any]]:
