@@ -67,13 +67,15 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """zero: what the ranks split among them — 1: optimizer states, 2: and gradients, 3: and weights; 0: nothing.
+    """zero: what the ranks split among them — 1: optimizer states, 2: and gradients, 3: and weights; 0: nothing. offload: what is
+    kept in host memory: `optimizer`, float32 masters and states, updated there.
 
     sequence: neighbouring ranks that split every sequence among them. mode: how layers cross from rank to rank, all `heads`, by
     `state`, `pipelined`, or each as is cheapest (llm/parallel/crossing.py).
     """
 
     zero: int = 1
+    offload: Literal["none", "optimizer"] = "none"
     sequence: int = 1
     mode: Mode = "auto"
 
@@ -85,6 +87,10 @@ class ParallelConfig:
             raise ConfigError(f"parallel.mode ({self.mode}) has no effect with parallel.sequence=1; remove it")
         if self.zero not in (0, 1, 2, 3):
             raise ConfigError(f"parallel.zero ({self.zero}) must be one of 0, 1, 2, 3")
+        if self.offload != "none" and self.zero == 0:
+            raise ConfigError(
+                f"parallel.offload ({self.offload}) needs ZeRO, which parallel.zero=0 is without; set parallel.zero=1"
+            )
 
 
 @dataclass(frozen=True)
@@ -143,6 +149,11 @@ def check(config: RunConfig, world_size: int, manifest: Manifest) -> None:
         raise ConfigError(
             "train.precision (bf16) needs float32 master weights, which ZeRO stage 0 does not keep; "
             "set parallel.zero=1, or train.precision=fp32"
+        )
+    if config.parallel.offload != "none" and config.train.optimizer.kind == "muon":
+        raise ConfigError(
+            f"parallel.offload ({config.parallel.offload}) keeps gradients in host memory, where train.optimizer.kind (muon) cannot "
+            "exchange matrices; use train.optimizer.kind=adamw, or parallel.offload=none"
         )
     if config.data.packing == "contiguous":
         check_carried(config.model)

@@ -27,7 +27,9 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
         "gradient_accumulation_steps": accumulation,
         # at stage 0 the loop clips, because DeepSpeed would keep the norm to itself
         "gradient_clipping": (config.train.clip or 0.0) if stage else 0.0,
-        "zero_optimization": zero_section(stage),
+        "zero_optimization": zero_section(stage, config.parallel.offload),
+        # torch's fused AdamW runs on CPUs too, and needs no build as DeepSpeed's does
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1 << 60,
         "wall_clock_breakdown": False,
     }
@@ -45,16 +47,19 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
     return settings
 
 
-def zero_section(stage: int) -> dict[str, Any]:
+def zero_section(stage: int, offload: str = "none") -> dict[str, Any]:
     """Settings of ZeRO."""
     if stage == 0:
         return {"stage": 0}
-    return {
+    section: dict[str, Any] = {
         "stage": stage,
         "overlap_comm": torch.cuda.is_available(),
         "contiguous_gradients": True,
         "round_robin_gradients": False,
     }
+    if offload == "optimizer":
+        section["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return section
 
 
 class LossOnly(nn.Module):

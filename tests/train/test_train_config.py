@@ -13,7 +13,7 @@ from llm.errors import CheckpointError, ConfigError, DataError
 from llm.train.config import accumulation_of, build_config, check, load_config
 from llm.train.deepspeed_config import deepspeed_config
 from llm.train.load import load_model
-from llm.train.optimizer import parameter_groups
+from llm.train.optimizer import MuonConfig, parameter_groups
 from llm.train.precision import resolved
 from llm.train.run_folder import RunFolder
 from llm.train.start import agree, plan
@@ -37,17 +37,30 @@ Words = Callable[..., list[str]]
         ("train.steps=0", 1, "train.steps"),
         ("train.optimizer.lr=0", 1, "must be positive"),
         ("train.optimizer.betas=[0.9,1.0]", 1, "betas"),
+        ("train.optimizer.kind=muom", 1, "did you mean 'muon'"),
+        ("train.optimizer.lr_scale.embeding=2", 1, "unknown role 'embeding'; did you mean 'embedding'"),
+        ("train.optimizer.lr_scale.output matrix=2", 1, ""),
+        ("train.optimizer.lr_scale.norm=-1", 1, "0 freezes the role"),
+        ("train.optimizer.gradient_noise=0", 1, "or null for none"),
+        ("train.z_loss=-1", 1, "0 switches it off"),
+        ("model.mup_base_width=0", 1, "null for no scaling"),
         ("train.schedule.warmup=20", 1, "less than train.steps"),
         ("name=a/b", 1, "names the run's folder"),
     ],
 )
 def test_laws_between_settings(word: str, ranks: int, sentence: str, words: Words, manifest: Manifest) -> None:
-    config = load_config(words(word))
     if not sentence:
-        check(config, ranks, manifest)
+        check(load_config(words(word)), ranks, manifest)
         return
     with pytest.raises(ConfigError, match=sentence):
-        check(config, ranks, manifest)
+        check(load_config(words(word)), ranks, manifest)
+
+
+def test_offload_is_adamws_under_zero(words: Words, manifest: Manifest) -> None:
+    check(load_config(words("parallel.offload=optimizer")), 1, manifest)
+    for more, sentence in (("train.optimizer.kind=muon", "or parallel.offload=none"), ("parallel.zero=0", "needs ZeRO")):
+        with pytest.raises(ConfigError, match=sentence):
+            check(load_config(words("parallel.offload=optimizer", more)), 1, manifest)
 
 
 def test_bf16_needs_master_weights(words: Words, manifest: Manifest) -> None:
@@ -150,6 +163,8 @@ def test_shipped_configs_load(manifest: Manifest) -> None:
         assert (
             load_config(["base.yaml", f"train/{kind}.yaml", "train.steps=1", "train.batch=1", *NAMED]).train.schedule.kind == kind
         )
+    muon = load_config(["base.yaml", "train/muon.yaml", "train.steps=1", "train.batch=1", *NAMED]).train.optimizer
+    assert muon == MuonConfig()
 
 
 NAMED = ["name=x", "data.manifest=none", "model.width=8", "model.depth=1", "model.vocab_size=9"]
