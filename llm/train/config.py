@@ -135,6 +135,14 @@ def accumulation_of(config: RunConfig, world_size: int) -> int:
     return micro_batches_of(config.train.batch, data_ranks(config, world_size), micro_batch_of(config, world_size))
 
 
+def repeated_reductions(config: RunConfig, world_size: int) -> list[str]:
+    """What accumulation costs where each micro-batch's gradients are split among the ranks at once."""
+    count = accumulation_of(config, world_size)
+    if config.parallel.zero != 2 or count == 1 or world_size == 1:
+        return []
+    return [f"parallel.zero=2 sends gradients after each of {count} micro-batches; parallel.zero=1 sends them once, but holds them"]
+
+
 def check(config: RunConfig, world_size: int, manifest: Manifest) -> None:
     """Every law that holds between settings, ranks and dataset, before a process group starts. Raises ConfigError, DataError."""
     if not config.name or "/" in config.name or config.name.startswith("."):
@@ -152,8 +160,8 @@ def check(config: RunConfig, world_size: int, manifest: Manifest) -> None:
         )
     if config.parallel.offload != "none" and config.train.optimizer.kind == "muon":
         raise ConfigError(
-            f"parallel.offload ({config.parallel.offload}) keeps gradients in host memory, where train.optimizer.kind (muon) cannot "
-            "exchange matrices; use train.optimizer.kind=adamw, or parallel.offload=none"
+            f"parallel.offload ({config.parallel.offload}) keeps gradients in host memory, where Muon's ranks cannot exchange "
+            "matrices; use train.optimizer.kind=adamw, or parallel.offload=none"
         )
     if config.data.packing == "contiguous":
         check_carried(config.model)

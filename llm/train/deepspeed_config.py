@@ -55,7 +55,9 @@ def zero_section(stage: int, offload: str = "none") -> dict[str, Any]:
         "stage": stage,
         "overlap_comm": torch.cuda.is_available(),
         "contiguous_gradients": True,
+        # in the order of parameters, and one flat tensor per group: as llm/train/layout.py has it
         "round_robin_gradients": False,
+        "sub_group_size": 10**12,
     }
     if offload == "optimizer":
         section["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}

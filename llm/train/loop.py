@@ -15,7 +15,7 @@ from llm.parallel import Ranks
 from llm.train.branch import branch_point
 from llm.train.carried import Carried
 from llm.train.checkpoint import load_checkpoint, newest_whole, save_checkpoint
-from llm.train.config import RunConfig, accumulation_of, data_ranks, micro_batch_of
+from llm.train.config import RunConfig, accumulation_of, data_ranks, micro_batch_of, repeated_reductions
 from llm.train.engine import create_engine, optimizer_step
 from llm.train.metrics import Meter, Writer, read_metrics
 from llm.train.peak import measured_peak
@@ -67,6 +67,7 @@ def train(config: RunConfig, folder: RunFolder, world: World, manifest: Manifest
         if step > config.train.steps:
             raise ConfigError(f"train.steps ({config.train.steps}) must be at least {step}, the step of {checkpoint}; raise it")
     say(world, *stream.repetitions(config.train.steps * config.train.batch), *unscored_rows(config, world.size))
+    say(world, *repeated_reductions(config, world.size))
     rank, part = place(config, world)
     readers, micro_batch = data_ranks(config, world.size), micro_batch_of(config, world.size)
     batches = Batches(stream, config.train.batch, rank, readers, micro_batch, consumed, part)

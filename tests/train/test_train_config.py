@@ -10,7 +10,7 @@ import torch
 from llm.config import to_yaml
 from llm.data import Manifest
 from llm.errors import CheckpointError, ConfigError, DataError
-from llm.train.config import accumulation_of, build_config, check, load_config
+from llm.train.config import accumulation_of, build_config, check, load_config, repeated_reductions
 from llm.train.deepspeed_config import deepspeed_config
 from llm.train.load import load_model
 from llm.train.optimizer import MuonConfig, parameter_groups
@@ -136,6 +136,13 @@ def test_the_batch_is_ranks_times_micro_batch_times_accumulation(micro: str, ran
     assert accumulation_of(config, ranks) == steps
     found = deepspeed_config(config, ranks)
     assert found["train_batch_size"] == ranks * found["train_micro_batch_size_per_gpu"] * found["gradient_accumulation_steps"]
+
+
+def test_it_is_said_that_zero_2_sends_every_micro_batch(words: Words) -> None:
+    (sentence,) = repeated_reductions(load_config(words("train.micro_batch=1", "parallel.zero=2")), 2)
+    assert "after each of 4 micro-batches" in sentence
+    for word in ("parallel.zero=1", "train.micro_batch=4"):
+        assert repeated_reductions(load_config(words("train.micro_batch=1", "parallel.zero=2", word)), 2) == []
 
 
 def test_every_parameter_is_in_one_group_and_only_matrices_decay(words: Words) -> None:
