@@ -7,7 +7,7 @@ from benchmarks.coordinates import BASE, growth
 WIDTHS = (64, 256)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_sizes_stay_flat_across_width_with_mup_alone(optimizer: str) -> None:
     for name, (narrow, wide) in growth(optimizer, BASE, WIDTHS).items():
         assert 0.7 < wide / narrow < 1.3, name

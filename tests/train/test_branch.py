@@ -1,5 +1,6 @@
 """Cooldowns from any checkpoint: branching off, or going on with another end, equals having planned that end from the start."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,3 +57,11 @@ def test_a_cooldown_from_a_checkpoint_equals_one_that_was_planned(
     for b, _, other_info in rest:
         assert other_info.step == 16
         assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+    classes = {each["role"]: each for each in json.loads((runs / "planned" / "report" / "parameters.json").read_text())}
+    assert sum(each["parameters"] for each in classes.values()) == sum(p.numel() for p in a.parameters())
+    assert {role for role, each in classes.items() if each["optimizer"] == "muon"} == {"matrix", "output matrix"}
+    assert {role: each["weight_decay"] for role, each in classes.items()}["embedding"] == 0
+    # N(0, 1 / fan-in) of widths 32 and 88, N(0, 0.02), and ones
+    assert classes["matrix"]["init_std"] == pytest.approx(32**-0.5, rel=0.02)
+    assert classes["embedding"]["init_std"] == pytest.approx(0.02, rel=0.02)
+    assert (classes["norm"]["init_mean"], classes["norm"]["init_std"]) == (1, 0)

@@ -16,7 +16,7 @@ from tests.train import test_zero
 from tests.train.test_zero import CLIP, RANKS, TOLERANCE, batch_of, config_of, train_cases
 
 pytestmark = [pytest.mark.multirank, pytest.mark.timeout(300)]
-STEPS, Z_LOSS = 12, 0.01
+STEPS, Z_LOSS = 10, 0.01
 MUON = {"kind": "muon", "lr": 2e-3, "momentum": 0.9, "lr_scale": {"embedding": 0.5, "norm": 2.0}}
 
 
@@ -61,44 +61,45 @@ def plain_loop(config: RunConfig) -> dict[str, Any]:
 
 
 SETTINGS: dict[str, Any] = {"steps": STEPS, "z_loss": Z_LOSS}
-MUON_CASES = [config_of(stage, 2, optimizer=MUON, **SETTINGS) for stage in (0, 1, 2, 3)]
-NOISY = [config_of(stage, 2, optimizer={"gradient_noise": 1e-5}, steps=3) for stage in (0, 1, 3)]
-CASES = [*MUON_CASES, *NOISY, config_of(1, 2, steps=3)]
+NOISE = {"optimizer": {"gradient_noise": 1e-5}, "steps": 3}
+FEW, MORE = (1, 3), (0, 2)
 
 
-@pytest.fixture(scope="module")
-def results() -> list[dict[str, Any]]:
-    return run_ranks(train_cases, RANKS, CASES, timeout=240)[0]
+def cases(stages: tuple[int, ...]) -> list[RunConfig]:
+    """Muon at each stage, AdamW with noise at each, and AdamW without."""
+    muon = [config_of(stage, 2, optimizer=MUON, **SETTINGS) for stage in stages]
+    return [*muon, *(config_of(stage, 2, **NOISE) for stage in stages), config_of(1, 2, steps=3)]
 
 
 @pytest.fixture(scope="module")
 def oracle() -> dict[str, Any]:
     """torch orthogonalises in bfloat16, where one other rounding grows to 1e-3 in 20 steps; here in float32, as we in fp32 runs."""
     with mock.patch("torch.Tensor.bfloat16", lambda tensor: tensor):
-        return plain_loop(MUON_CASES[0])
+        return plain_loop(cases(FEW)[0])
 
 
-@pytest.mark.parametrize("stage", range(4))
-def test_muon_equals_torchs_at_every_stage(stage: int, results: list[dict[str, Any]], oracle: dict[str, Any]) -> None:
-    found = results[stage]
-    assert found["losses"] == pytest.approx(oracle["losses"], rel=0, abs=TOLERANCE)
-    assert found["norms"] == pytest.approx(oracle["norms"], rel=1e-2)
-    assert found["squares"] == pytest.approx(oracle["squares"], rel=1e-5)
-    for name, weight in oracle["weights"].items():
-        assert torch.allclose(found["weights"][name], weight, rtol=0, atol=1e-4), name
+def test_muon_is_torchs_and_noise_knows_no_ranks(on_two_ranks: tuple[Any, list[dict[str, Any]]], oracle: dict[str, Any]) -> None:
+    first, second, noisy, other, silent = on_two_ranks[1]
+    for found in (first, second):
+        assert found["losses"] == pytest.approx(oracle["losses"], rel=0, abs=TOLERANCE)
+        assert found["norms"] == pytest.approx(oracle["norms"], rel=1e-2)
+        assert found["squares"] == pytest.approx(oracle["squares"], rel=1e-5)
+        for name, weight in oracle["weights"].items():
+            assert torch.allclose(found["weights"][name], weight, rtol=0, atol=1e-4), name
+    assert noisy["losses"] == pytest.approx(other["losses"], rel=0, abs=TOLERANCE)
+    assert noisy["losses"][0] == pytest.approx(silent["losses"][0], abs=TOLERANCE)
+    assert abs(noisy["losses"][2] - silent["losses"][2]) > 10 * TOLERANCE
+
+
+@pytest.mark.slow
+def test_muon_at_the_other_stages(oracle: dict[str, Any]) -> None:
+    found = run_ranks(train_cases, RANKS, cases(MORE), timeout=240)[0]
+    test_muon_is_torchs_and_noise_knows_no_ranks(({}, found), oracle)
 
 
 def test_the_oracle_clips_and_learns(oracle: dict[str, Any]) -> None:
     assert min(oracle["norms"]) > CLIP
-    assert oracle["losses"][-1] < oracle["losses"][0] - 0.1
-
-
-def test_noise_is_the_same_at_every_stage_and_there(results: list[dict[str, Any]]) -> None:
-    whole, *split, silent = results[len(MUON_CASES) :]
-    for found in split:
-        assert found["losses"] == pytest.approx(whole["losses"], rel=0, abs=TOLERANCE)
-    assert whole["losses"][0] == pytest.approx(silent["losses"][0], abs=TOLERANCE)
-    assert abs(whole["losses"][2] - silent["losses"][2]) > 10 * TOLERANCE
+    assert oracle["losses"][-1] < oracle["losses"][0] - 0.05
 
 
 @pytest.mark.slow
@@ -109,4 +110,5 @@ def test_states_in_host_memory_change_nothing() -> None:
     for config, found in zip(configs, run_ranks(train_cases, RANKS, offloaded, timeout=280)[0], strict=True):
         tolerance = TOLERANCE if config.train.precision == "fp32" else 0.02
         assert found["losses"] == pytest.approx(exact["losses"], rel=0, abs=tolerance), config.parallel
-        assert found["norms"][:10] == pytest.approx(exact["norms"][:10], rel=1e-5 if tolerance == TOLERANCE else 0.05)
+        if config.train.precision == "fp32":
+            assert found["norms"][:10] == pytest.approx(exact["norms"][:10], rel=1e-5)
