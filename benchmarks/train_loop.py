@@ -89,7 +89,7 @@ def engine_alone(config: RunConfig, batches: list, world: World) -> Callable[[],
 
     def steps() -> None:
         for micro_batches in batches:
-            optimizer_step(engine, micro_batches, 1e-3, 1.0, world, stop=False, step=1)
+            optimizer_step(engine, micro_batches, 1e-3, 1.0, world, step=1)
 
     return steps
 
@@ -99,6 +99,7 @@ def everything(config: RunConfig, manifest: Manifest, world: World) -> Callable[
     from llm.train.engine import create_engine
     from llm.train.metrics import Writer
     from llm.train.run_folder import RunFolder
+    from llm.train.save import Saver
     from llm.train.stop import StopRequest
 
     folder = RunFolder.of(config)
@@ -106,9 +107,8 @@ def everything(config: RunConfig, manifest: Manifest, world: World) -> Callable[
     batches = Batches(stream_of(config, manifest), config.train.batch, 0, 1, config.train.batch)
     with contextlib.redirect_stdout(io.StringIO()):
         writer = Writer(folder, config.train.steps, 0, tensorboard=True)
-    run = training.Run(
-        config, folder, world, create_engine(config, world), batches, None, None, training.create_meter(config, world), writer, 0
-    )
+    saver, meter = Saver(folder, config, world), training.create_meter(config, world)
+    run = training.Run(config, folder, world, create_engine(config, world), batches, None, None, meter, writer, saver, 0)
 
     def steps() -> None:
         train = replace(config.train, steps=run.step + STEPS)
@@ -148,7 +148,7 @@ def main() -> int:
     world.connect()
     with (
         tempfile.TemporaryDirectory() as temporary,
-        mock.patch("llm.train.loop.save_checkpoint"),
+        mock.patch("llm.train.save.Saver.save"),
         mock.patch("llm.train.loop.plot_loss"),
         # one writer serves all rounds
         mock.patch("llm.train.metrics.Writer.close"),

@@ -13,8 +13,9 @@ from llm.cost import model_cost
 from llm.data import Manifest
 from llm.errors import ConfigError, DataError
 from llm.train.branch import check_branch
-from llm.train.checkpoint_files import FILES
+from llm.train.checkpoint_files import FILES, checkpoints
 from llm.train.config import RunConfig, check, load_config
+from llm.train.init_from import check_source
 from llm.train.precision import resolved
 from llm.train.run_folder import AHEAD, FREE, RunFolder
 from llm.train.world import World
@@ -35,6 +36,9 @@ def pretrain(words: Sequence[str]) -> int:
     config, why = resolved(config, world.device)
     changed = folder.check_same(config)
     check_branch(config)
+    # one rank is enough to read the headers
+    if world.first and config.init_from is not None and not checkpoints(folder.checkpoints):
+        check_source(config)
     share_cores(world.device)
     quiet()
     from llm.train.loop import say, train

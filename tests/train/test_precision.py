@@ -77,7 +77,7 @@ def on_paper(rank: int) -> list[dict[str, Any]]:
         # the first step of stage 3 records what the later ones prefetch
         for step in (1, 2):
             with Payload() as payload:
-                optimizer_step(engine, batch.split(1), 1e-3, 1.0, world, stop=False, step=step)
+                optimizer_step(engine, batch.split(1), 1e-3, 1.0, world, step=step)
         gathers = [name for name in payload.bytes if "gather" in name]
         gathered = sum(payload.bytes[name] for name in gathers)
         found.append(
@@ -153,7 +153,7 @@ def pins(rank: int, stage: int) -> dict[str, tuple[str, float, bool]]:
     tokens = torch.randint(64, (1, PAPER_T), generator=torch.Generator().manual_seed(rank))
     batch = Batch(tokens, tokens, Docs(torch.zeros(1, PAPER_T, dtype=torch.bool)))
     for step in range(1, 6):
-        optimizer_step(engine, [batch], 1e-6, 1.0, world, stop=False, step=step)
+        optimizer_step(engine, [batch], 1e-6, 1.0, world, step=step)
     seen: dict[str, tuple[str, float, bool]] = {}
     roles = parameter_roles(Decoder(config.model))
     names = {id(p): name for name, p in engine.module.decoder.named_parameters() if ROLES[roles[name]].float32}

@@ -45,6 +45,8 @@ Words = Callable[..., list[str]]
         ("train.z_loss=-1", 1, "0 switches it off"),
         ("model.mup_base_width=0", 1, "null for no scaling"),
         ("train.schedule.warmup=20", 1, "less than train.steps"),
+        ("train.keep_every=7", 1, r"keep_every \(7\) must be a multiple of train.checkpoint_every \(0\)"),
+        ("grow_vocab=true", 1, "has no effect without init_from"),
         ("name=a/b", 1, "names the run's folder"),
     ],
 )
