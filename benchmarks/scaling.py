@@ -1,8 +1,8 @@
 """Scaling fits against laws that are known: tables from published forms, and how often intervals hold the truth.
 
-    python benchmarks/scaling.py table FILE.csv      a table from Chinchilla's published law, noise and all
-    python benchmarks/scaling.py coverage            200 noisy tables: how often 95 % intervals hold the truth
-    python benchmarks/scaling.py time                one fit from all 4,500 starts, a bootstrap of 1,000
+python benchmarks/scaling.py table FILE.csv      a table from Chinchilla's published law, noise and all
+python benchmarks/scaling.py coverage            200 noisy tables: how often 95 % intervals hold the truth
+python benchmarks/scaling.py time                one fit from all 4,500 starts, a bootstrap of 1,000
 """
 
 import argparse

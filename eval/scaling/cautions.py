@@ -25,14 +25,12 @@ def of_runs(runs: Runs) -> list[str]:
     ratio = float(np.std(np.log(runs.tokens / runs.params)))
     if ratio < RATIO_SPREAD:
         said.append(
-            f"all runs have much the same tokens per parameter (spread of its logarithm {ratio:.2f}): alpha and beta, and what is optimal, "
-            "cannot be told apart; run several ratios"
+            f"all runs have much the same tokens per parameter (its logarithm spreads by {ratio:.2f}), which fixes neither "
+            "exponents nor optima; run several ratios"
         )
     law = runs.cost
     if law.worst > COST_LAW:
-        said.append(
-            f"FLOPs deviate by up to {law.worst:.0%} from {np.exp(law.log_k):.3g} N^{law.q:.3f} D, which optima are computed with"
-        )
+        said.append(f"FLOPs deviate by up to {law.worst:.0%} from {np.exp(law.log_k):.3g} N^{law.q:.3f} D, the law behind optima")
     return said
 
 
@@ -94,8 +92,9 @@ def _outliers(fit: Fit, outlying: ndarray, beyond: float) -> str:
     ratios = [_optimal_ratio(each) for each in (fit, without)]
     lines = ", ".join(map(str, fit.runs.line[outlying][:5])) + (", ..." if outlying.sum() > 5 else "")
     return (
-        f"{fit.form.name}: {outlying.sum()} runs lie further than {beyond:g} times the noise from the fit ({lines}); they count, at Huber's "
-        f"bounded weight; without them {moved}, D/N at the largest compute {ratios[0]:.3g} -> {ratios[1]:.3g}; outliers=drop leaves them out"
+        f"{fit.form.name}: {outlying.sum()} runs lie further than {beyond:g} times the noise from the fit ({lines}); they count, "
+        f"with Huber's bounded pull; without them {moved}, D/N at the largest compute {ratios[0]:.3g} -> {ratios[1]:.3g}; "
+        "outliers=drop leaves out those of the Chinchilla fit"
     )
 
 
@@ -109,9 +108,7 @@ def of_target(fit: Fit, cost: float) -> list[str]:
     said, runs = [], fit.runs
     times = cost / runs.flops.max()
     if times > EXTRAPOLATION * 1.001:
-        said.append(
-            f"{cost:.3g} FLOPs are {times:.3g} times the largest run: an extrapolation, whose interval assumes that the form holds"
-        )
+        said.append(f"{cost:.3g} FLOPs are {times:.3g} times the largest run: intervals there assume that the form still holds")
     N, D = (float(np.exp(log[0])) for log in fit.form.optimum(fit.theta[None], float(np.log(cost)), fit.law))
     if not np.isfinite(N):
         return [*said, f"{fit.form.name}: at {cost:.3g} FLOPs there is no optimum, an exponent is not positive"]

@@ -21,7 +21,10 @@ REACH, HALVINGS = 30.0, 60
 
 @dataclass(frozen=True)
 class Comparison:
-    """difference: loss of `second` minus loss of `first`. times: the cost at which `second` reaches the loss of `first`, over `cost`."""
+    """difference: loss of `second` minus loss of `first`. times: over `cost`, that at which `second` reaches the loss of `first`.
+
+    beyond: `cost` over that of the largest run that both families reach.
+    """
 
     first: str
     second: str
@@ -87,4 +90,5 @@ def _verdict(c: Comparison, level: float) -> str:
         return f"{where}: no difference between {c.first} and {c.second} can be told ({c.difference.value:+.4f}, {of})"
     better, worse = (c.first, c.second) if c.difference.value > 0 else (c.second, c.first)
     sentence = f"{where}: {better} is better than {worse} by {abs(c.difference.value):.4f} ({c.second} - {c.first}: {of})"
-    return f"{sentence}; {c.second} needs {c.times.value:.3g} times the cost for the loss of {c.first} ({c.times.low:.3g} to {c.times.high:.3g})"
+    times = f"{c.times.value:.3g} times the cost ({c.times.low:.3g} to {c.times.high:.3g})"
+    return f"{sentence}; {c.second} reaches the loss of {c.first} at {times}"

@@ -15,8 +15,8 @@ from llm.errors import ConfigError, did_you_mean
 class ScalingConfig:
     """What is fitted, and how it is bounded.
 
-    out: folder of the report; null: TABLE-scaling beside the table. forms: null: those that the table can identify. targets: FLOPs at
-    which optima are predicted; null: ten times the largest run. unique: tokens at hand, for optima that repeat them.
+    out: folder of the report; null: TABLE-scaling beside the table. forms: null: those that the table can identify. targets: FLOPs
+    to predict optima at; null: ten times the largest run. unique: tokens at hand, for optima that repeat them.
     resamples: of the bootstrap. level: of intervals. hold_out: share of the runs, of largest compute, predicted from the others.
     outliers: runs further than `outliers_beyond` times the noise from the Chinchilla fit are named, and kept or dropped.
     """
@@ -44,12 +44,13 @@ class ScalingConfig:
                 raise ConfigError(f"targets and unique ({cost:g}) must be positive and finite")
         if not 0 < self.level < 1 or not 0 <= self.hold_out < 1:
             raise ConfigError(
-                f"level ({self.level}) must lie between 0 and 1, and hold_out ({self.hold_out}) be at least 0 and less than 1"
+                f"level ({self.level}) and hold_out ({self.hold_out}) must be shares below 1; use level=0.95 hold_out=0.2"
             )
         if self.resamples < 100:
             raise ConfigError(f"resamples ({self.resamples}) must be at least 100; use 1000")
         if not 0 < self.fit.delta < math.inf or self.fit.starts < 1 or self.outliers_beyond <= 0:
             raise ConfigError(
-                f"fit.delta ({self.fit.delta}), fit.starts ({self.fit.starts}) and outliers_beyond ({self.outliers_beyond}) must be positive"
+                f"fit.delta ({self.fit.delta}), fit.starts ({self.fit.starts}) and outliers_beyond ({self.outliers_beyond}) "
+                "must be positive; leave them out for the defaults"
             )
         self.ladder.check()

@@ -45,7 +45,7 @@ def envelope(runs: Runs, law: CostLaw, noise: float, resamples: int, seed: int) 
     cautions = ()
     if inside.mean() < 0.5:
         cautions = (
-            f"approach 1: at {1 - inside.mean():.0%} of the computes the best size is the smallest or largest one there, and left out",
+            f"approach 1: at {1 - inside.mean():.0%} of the computes the best size is the smallest or largest there; left out",
         )
     return Optima("envelope", at[inside], log_N[best[inside]], np.ones(inside.sum()), line(log_loss), lines, law, cautions)
 

@@ -5,10 +5,10 @@
 | chinchilla | E + A / N^alpha + B / D^beta | Hoffmann et al., arXiv:2203.15556, eq. 2 |
 | kaplan | ((N_c / N)^(alpha_N / alpha_D) + D_c / D)^alpha_D | Kaplan et al., arXiv:2001.08361, eq. 1.5 |
 | over_training | E + (a M^eta + b M^-eta) C^-eta, M = D / N | Gadre et al., arXiv:2403.08540, eq. 4 |
-| data_constrained | E + A / N'^alpha + B / D'^beta, both with what repetition leaves of them | Muennighoff et al., arXiv:2305.16264, eq. 5-6, 17 |
+| data_constrained | E + A / N'^alpha + B / D'^beta, the worth of N and D | Muennighoff et al., arXiv:2305.16264, eq. 5-6, 17 |
 
-Each is a log-sum-exp of terms in `theta`, whose columns are named by `parameters`: scales are logarithms (a = log A, ...), so that no
-term leaves the positive numbers. S parameter vectors are evaluated at n points: `curve` gives log L [S, n] and its gradient [S, P, n].
+Each is a log-sum-exp of terms in `theta`, whose columns are named by `parameters`: scales are logarithms (a = log A, ...), so that
+terms stay positive. S parameter vectors are evaluated at n points: `curve` gives log L [S, n] and its gradient [S, P, n].
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from eval.scaling.cost_law import CostLaw
 
 @dataclass(frozen=True)
 class Points:
-    """Logarithms of parameters, tokens, training FLOPs and unique tokens; [n], or [S, n] where each vector has points of its own."""
+    """Logarithms of parameters, tokens, training FLOPs and unique tokens; [n], or [S, n] where each theta has its own."""
 
     N: ndarray
     D: ndarray
@@ -161,7 +161,7 @@ class OverTraining:
 
 
 class DataConstrained:
-    """theta: a, b, e, alpha, beta of `Chinchilla`, log R_D*, log R_N*: repetitions after which tokens and parameters lose their worth.
+    """theta: `Chinchilla`'s, log R_D* and log R_N*: repetitions after which tokens and parameters lose their worth.
 
     D' = U (1 + R_D* (1 - exp(-R / R_D*))), R = D / U - 1; N' likewise from U_N, the compute-optimal parameters for U tokens, or N.
     With as many unique tokens as tokens and N below U_N it is Chinchilla's.
@@ -172,8 +172,9 @@ class DataConstrained:
 
     def curve(self, theta: ndarray, x: Points) -> tuple[ndarray, ndarray]:
         a, b, e, alpha, beta, r_D, r_N = _columns(theta)
-        D, _, D_by_r = effective(x.D, np.minimum(x.U, x.D), r_D)
-        enough, by = self._parameters_for(x.U, a, b, alpha, beta)
+        U = np.minimum(x.U, x.D)
+        D, _, D_by_r = effective(x.D, U, r_D)
+        enough, by = self._parameters_for(U, a, b, alpha, beta)
         # where U_N is N itself nothing is in excess and U_N does not depend on theta
         N, N_by_U, N_by_r = effective(x.N, np.minimum(enough, x.N), r_N)
         N_by_U = np.where(enough < x.N, N_by_U, 0)
@@ -197,7 +198,7 @@ class DataConstrained:
         return {**Chinchilla().values(theta[:, :5]), "R_D": _exp(theta[:, 5]), "R_N": _exp(theta[:, 6])}
 
     def optimum(self, theta: ndarray, log_cost: float | ndarray, law: CostLaw) -> tuple[ndarray, ndarray]:
-        """With unlimited unique tokens: Chinchilla's. `constrained_optimum` has a limit."""
+        """With unlimited unique tokens Chinchilla's, exact where q is 1, as in U_N. `constrained_optimum` has a limit."""
         return Chinchilla().optimum(theta[:, :5], log_cost, law)
 
     def constrained_optimum(self, theta: ndarray, log_cost: float, law: CostLaw, unique: float) -> tuple[ndarray, ndarray]:

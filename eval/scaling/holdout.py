@@ -11,7 +11,7 @@ from eval.scaling.table import Runs
 
 @dataclass(frozen=True)
 class HoldOut:
-    """Relative errors of the predicted loss, predicted / measured - 1. compute_ratio: the largest held out over the largest fitted."""
+    """Errors of the predicted loss, predicted / measured - 1. compute_ratio: the largest held out over the largest fitted."""
 
     fitted: int
     held_out: int
@@ -27,9 +27,7 @@ def hold_out(form: Form, runs: Runs, share: float, config: FitConfig) -> HoldOut
     edge = computes[max(0, round(share * len(runs)) - 1)]
     held = runs.flops >= edge * (1 - 1e-6)
     if (~held).sum() < len(form.parameters) + 2:
-        return (
-            f"no hold-out of {form.name}: without its {held.sum()} runs of largest compute {(~held).sum()} are left, too few to fit"
-        )
+        return f"no hold-out: without the {held.sum()} runs of largest compute {(~held).sum()} are left, too few to fit"
     found = fit(form, runs[~held], config)
     predicted = form.curve(found.theta[None], runs[held].points)[0][0]
     error = np.expm1(predicted - np.log(runs.loss[held]))

@@ -1,8 +1,8 @@
 """The fit: sum over runs of Huber(log L(theta) - log loss), for many parameter vectors at once.
 
-Levenberg-Marquardt on Huber's reweighted squares (Huber 1964; Holland and Welsch 1977), every start on its own damping: no step raises
-an objective. The objective is the **sum**: a mean of n runs is n times flatter, and optimisers' default tolerances take its slopes
-for a minimum (arXiv:2404.10102, sec. 3).
+Levenberg-Marquardt on Huber's reweighted squares (Huber 1964; Holland and Welsch 1977), every start with its own damping: no step
+raises an objective. The objective is the **sum**: a mean of n runs is n times flatter, and optimisers' default tolerances take its
+slopes for a minimum (arXiv:2404.10102, sec. 3).
 """
 
 from collections.abc import Callable
@@ -46,7 +46,7 @@ class Tie:
 
 @dataclass(frozen=True)
 class Problem:
-    """curve: theta [S, P] -> log L [S, n] and gradient [S, P, n]. target: log loss [n]. weights: [n] or [S, n]; zero leaves a run out."""
+    """curve: theta [S, P] -> log L [S, n] and gradient [S, P, n]. target: log loss [n]. weights: of runs, [n] or [S, n]."""
 
     curve: Curve
     target: ndarray

@@ -1,8 +1,9 @@
 """Intervals of whatever follows from a fit: profile likelihood, or resampled runs refitted from the optimum.
 
-Profile: all values of a quantity g at which the least objective f(g) stays within lambda / 2 F of the optimum's, F being Fisher's quantile
-with 1 and n - P degrees of freedom and lambda = E psi^2 / E psi', psi Huber's derivative: for M-estimates 2 (f(g) - f) / lambda is
-asymptotically chi-squared (Ronchetti 1982; Heritier and Ronchetti 1994). Errors in log loss are taken as independent and alike.
+Profile: all values of a quantity g at which the least objective f(g) stays within lambda / 2 F of the optimum's. F is Fisher's
+quantile with 1 and n - P degrees of freedom; lambda = E psi^2 / E psi', psi Huber's derivative: 2 (f(g) - f) / lambda
+is asymptotically chi-squared for M-estimates (Ronchetti 1982; Heritier and Ronchetti 1994). Errors in log loss are
+taken as independent and alike.
 """
 
 from collections.abc import Callable
@@ -124,7 +125,7 @@ def _ends(fit: Fit, quantity: Quantity, centre: float, reach: float, limit: floa
 
 
 def _crossing(places: ndarray, roots: ndarray, centre: float) -> float:
-    """The first place above the centre where the root of the rise, over the limit's, comes to 1: it is nearly linear in the place."""
+    """The first place above the centre where the root of the rise over the limit comes to 1, by linear interpolation."""
     order = np.argsort(places)
     order = order[places[order] >= centre]
     place, root = places[order], roots[order]

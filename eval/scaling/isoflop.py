@@ -1,4 +1,4 @@
-"""Approach 2 of arXiv:2203.15556, sec. 3.2: at each compute budget a parabola of log loss in log N, and a power law through the vertices.
+"""Approach 2 of arXiv:2203.15556, sec. 3.2: at each compute a parabola of log loss in log N, and a power law through the vertices.
 
 Every vertex counts with 1 / its variance: the parabolas share one noise, and one with few or far sizes says little. The loss is no
 parabola: where sizes lie one-sided or far from the optimum the vertex is biased, also without noise.
@@ -75,18 +75,14 @@ def isoflop(runs: Runs, law: CostLaw, resamples: int, seed: int) -> Optima | str
     for budget in found:
         vertex, coefficients = budget.vertex(log_loss)
         if not budget.x.min() <= vertex - budget.centre <= budget.x.max():
-            cautions.append(
-                f"approach 2: the optimum at {np.exp(budget.log_cost):.3g} FLOPs is outside of the sizes run there; left out"
-            )
+            cautions.append(f"approach 2: the optimum at {np.exp(budget.log_cost):.3g} FLOPs is outside of its sizes; left out")
             continue
         kept.append(budget)
         deviations.append(max(budget.deviation(coefficients, noise), 1e-9))
     if len(kept) < 2:
         return "; ".join([*cautions, "approach 2 has fewer than 2 optima between sizes; run smaller or larger ones"])
     if not free:
-        cautions.append(
-            "approach 2: every compute has 3 runs, so the parabolas are exact and the interval has no width; run more sizes"
-        )
+        cautions.append("approach 2: every compute has 3 runs, through which a parabola is exact: no interval; run more sizes")
     log_cost, deviation = np.array([budget.log_cost for budget in kept]), np.array(deviations)
 
     def line(losses: ndarray) -> ndarray:

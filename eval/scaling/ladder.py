@@ -1,7 +1,7 @@
 """The next runs: a ladder of sizes times tokens for a compute budget, around the optimum that the fit predicts.
 
-Runs at several ratios of tokens to parameters tell the two exponents apart; runs at one ratio alone cannot. The ladder is written as
-YAML: a list of runs, each with the words that `launch/pretrain.py` takes where experiments are named.
+Runs at several ratios of tokens to parameters tell the two exponents apart; runs at one ratio alone cannot. The ladder is written
+as YAML: a list of runs, each with the words that `launch/pretrain.py` takes where experiments are named.
 """
 
 import math
@@ -26,8 +26,8 @@ from llm.train.run_folder import write_text
 class LadderConfig:
     """budget: FLOPs of all runs together; null: no plan. sizes: rungs, each with `step` times the compute of the one below.
 
-    ratios: tokens of each rung's runs, over the optimal tokens of its size. experiments: config files, one per rung and the rungs then,
-    from small to large; those that the budget has no room for are left out.
+    ratios: tokens of each rung's runs, over the optimal tokens of its size. experiments: config files, from small to large, as
+    the rungs instead of sizes; those that the budget has no room for are left out.
     """
 
     budget: float | None = None
@@ -63,7 +63,7 @@ def ladder(fit: Fit, config: LadderConfig) -> list[Rung]:
     assert config.budget is not None
     if not np.isfinite(fit.form.optimum(fit.theta[None], 0.0, fit.law)[0][0]):
         raise ConfigError(
-            f"ladder.budget ({config.budget:g}) cannot be planned: the fit of {fit.form.name} has no compute-optimal size"
+            f"ladder.budget ({config.budget:g}) has no plan: the fit of {fit.form.name} has no optimal size; run more ratios"
         )
     if config.experiments:
         return _from_experiments(fit, config)
@@ -107,8 +107,8 @@ def _from_experiments(fit: Fit, config: LadderConfig) -> list[Rung]:
         rungs += planned
     if not rungs:
         raise ConfigError(
-            f"ladder.budget ({config.budget:g}) has no room for the runs of {config.experiments[0]}, which take {needed:.3g} FLOPs; "
-            "raise it, name a smaller experiment or use smaller ladder.ratios"
+            f"ladder.budget ({config.budget:g}) has no room for the runs of {config.experiments[0]}, which take "
+            f"{needed:.3g} FLOPs; raise it, name a smaller experiment or use smaller ladder.ratios"
         )
     return rungs
 

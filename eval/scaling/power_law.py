@@ -45,7 +45,7 @@ class Optima:
 
 
 def line_through(log_cost: ndarray, log_N: ndarray, deviation: ndarray) -> ndarray:
-    """Intercept and slope by weighted least squares; [R, 2] for log_N and deviation [R, n], where NaN marks optima that are not there."""
+    """Intercept and slope, [2], by weighted least squares; NaN in log_N marks optima that are not there."""
     there = np.isfinite(log_N)
     weight = np.where(there, 1 / deviation**2, 0)
     x, y = np.broadcast_to(log_cost, log_N.shape), np.where(there, log_N, 0)

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy import ndarray
 from rich.console import Console
 from rich.markdown import Markdown
 
 from eval.scaling import plots
-from eval.scaling.intervals import Interval
-from eval.scaling.ladder import short, write_ladder
+from eval.scaling.ladder import write_ladder
 from eval.scaling.power_law import Optima
-from eval.scaling.study import FamilyStudy, FormStudy, Study, as_tree
+from eval.scaling.study import FamilyStudy, FormStudy, Study
+from eval.scaling.summary import summary
 from llm.train.run_folder import versions, write_text
 
 
@@ -21,7 +22,7 @@ def write(study: Study) -> dict[str, Any]:
     """Write everything, print the summary, and return the report."""
     folder = Path(study.config.out) if study.config.out else _beside(Path(study.tables[0]))
     folder.mkdir(parents=True, exist_ok=True)
-    report = as_tree(tree(study))
+    report = _plain(tree(study))
     report["pictures"] = plots.draw(study, folder)
     for name, rungs in study.plan.items():
         write_ladder(rungs, study.config.ladder, folder / ("plan.yaml" if len(study.plan) == 1 else f"plan-{name}.yaml"))
@@ -90,78 +91,14 @@ def _optima(optima: Optima | str, study: Study) -> Any:
     }
 
 
-def summary(study: Study) -> str:
-    """Markdown: exponents and optima by approach, the forms' parameters, comparisons, cautions, the plan."""
-    level = f"{study.config.level:.0%}"
-    lines = [
-        f"# Scaling of {', '.join(study.tables)}",
-        "",
-        f"Intervals are {level}, by profile likelihood for forms and by redrawn noise for approaches 1 and 2.",
-    ]
-    for name, family in study.families.items():
-        runs = family.runs
-        sizes = f"{short(runs.params.min())} to {short(runs.params.max())} parameters, {runs.flops.min():.3g} to {runs.flops.max():.3g} FLOPs"
-        lines += ["", f"## {name}: {len(runs)} runs, {sizes}", "", *_exponents(family, study), "", *_forms(family)]
-        lines += [
-            f"- from {study.config.unique:.3g} unique tokens, {cost:.3g} FLOPs: {short(N)} parameters, {short(D)} tokens"
-            for cost, (N, D) in family.constrained.items()
-        ]
-        lines += ["", *(f"- **Mind**: {sentence}" for sentence in family.cautions)]
-    if study.comparisons:
-        lines += ["", "## Families compared", "", *(f"- {each.verdict}" for each in study.comparisons)]
-    for name, rungs in study.plan.items():
-        lines += [
-            "",
-            f"## Next runs of {name}",
-            "",
-            "| run | parameters | tokens | FLOPs | predicted loss |",
-            "|---|--:|--:|--:|--:|",
-        ]
-        lines += [f"| {r.name} | {short(r.params)} | {short(r.tokens)} | {r.flops:.3g} | {r.loss:.4f} |" for r in rungs]
-    lines += ["", *(f"- **Mind**: {sentence}" for sentence in study.cautions)]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _exponents(family: FamilyStudy, study: Study) -> list[str]:
-    heads = [f"{what} at {cost:.3g}" for cost in study.targets for what in ("N", "D", "loss")]
-    lines = [f"| | N ~ C^ | D ~ C^ | {' | '.join(heads)} |", "|---|" + "--:|" * (2 + len(heads))]
-    level = study.config.level
-    for name, found in family.optima.items():
-        if isinstance(found, str):
-            lines.append(f"| {name} | {found} |" + " |" * (1 + len(heads)))
-            continue
-        cells = [_cell(found.N_exponent(level)), _cell(found.D_exponent(level))]
-        for cost in study.targets:
-            cells += [_cell(found.N_opt(cost, level), True), _cell(found.D_opt(cost, level), True), "-"]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    for name, form in family.forms.items():
-        cells = [_cell(form.profile[key]) for key in ("N_exponent", "D_exponent")]
-        for cost in study.targets:
-            cells += [_cell(form.profile[f"{key}@{cost:.3g}"], key != "loss") for key in ("N_opt", "D_opt", "loss")]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines
-
-
-def _forms(family: FamilyStudy) -> list[str]:
-    lines = []
-    for name, form in family.forms.items():
-        values = ", ".join(f"{key} {_cell(form.profile[key])}" for key in form.fit.values)
-        held = form.hold_out
-        tested = (
-            held
-            if isinstance(held, str)
-            else (
-                f"{held.held_out} runs of up to {held.compute_ratio:.3g} times the compute predicted with a mean error of {held.mean_size:.2%} "
-                f"(bias {held.mean:+.2%}, largest {held.largest:+.2%})"
-            )
-        )
-        lines.append(
-            f"- **{name}**: {values}; noise {form.fit.noise:.2%}; {form.fit.reached:.0%} of {form.fit.starts} starts at the optimum; {tested}"
-        )
-    return lines
-
-
-def _cell(found: Interval, big: bool = False) -> str:
-    form = short if big else (lambda value: f"{value:.4g}")
-    value, low, high = (form(v) if np.isfinite(v) else "∞" if v > 0 else "?" for v in (found.value, found.low, found.high))
-    return f"{value} ({low} to {high})"
+def _plain(value: Any) -> Any:
+    """Plain values for JSON; what is not finite is null."""
+    if isinstance(value, float | np.floating):
+        return float(value) if np.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _plain(held) for key, held in value.items()}
+    if isinstance(value, list | tuple | ndarray):
+        return [_plain(held) for held in value]
+    if hasattr(value, "__dataclass_fields__"):
+        return _plain(asdict(value))
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,4 +1,4 @@
-"""Rows of a table from a folder of runs: sizes and FLOPs from their configs (llm/cost.py), tokens, loss and hours from their records.
+"""Rows of a table from a folder of runs: sizes and FLOPs from configs (llm/cost.py), tokens, loss and hours from records.
 
 A run counts once, at its end: losses on the way there belong to a learning rate that has not come down yet.
 """
@@ -18,7 +18,7 @@ BACKWARD_AND_FORWARD = 3
 
 @dataclass(frozen=True)
 class FolderConfig:
-    """loss: which of the run's. embeddings: whether they count as parameters. accelerators: of each run, to turn hours into theirs."""
+    """loss: which of the run's. embeddings: whether they count as parameters. accelerators: of each run, whose hours add up."""
 
     loss: Literal["validation", "training"] = "validation"
     embeddings: bool = True

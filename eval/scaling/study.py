@@ -1,8 +1,7 @@
 """The whole study of a table of runs, family by family: fit, bound, check, compare, plan."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy import ndarray
@@ -151,7 +150,7 @@ def _main(family: FamilyStudy) -> FormStudy:
 
 
 def compare(families: dict[str, FamilyStudy], targets: list[float], config: ScalingConfig) -> list[Comparison]:
-    """Every pair, at the largest compute that both have runs at and at the targets; where hours are known, at equal hours as well."""
+    """Every pair, at the largest compute that both have reached and at the targets; where hours are known, at equal hours too."""
     found = []
     names = list(families)
     for first, second in ((a, b) for k, a in enumerate(names) for b in names[k + 1 :]):
@@ -165,16 +164,3 @@ def compare(families: dict[str, FamilyStudy], targets: list[float], config: Scal
             cost = min(float(each.fit.runs.hours.max()) for each in pair)
             found.append(at_equal_cost(*clocks, vectors, cost, "hours", config.level))
     return found
-
-
-def as_tree(value: Any) -> Any:
-    """Plain values for JSON; what is not finite is null."""
-    if isinstance(value, float | np.floating):
-        return float(value) if np.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): as_tree(held) for key, held in value.items()}
-    if isinstance(value, list | tuple | ndarray):
-        return [as_tree(held) for held in value]
-    if hasattr(value, "__dataclass_fields__"):
-        return as_tree(asdict(value))
-    return value.item() if isinstance(value, np.generic) else value
