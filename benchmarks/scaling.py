@@ -74,7 +74,7 @@ def coverage(draws: int, resamples: int = 0, say: Callable[[str], None] = lambda
     """Share of the draws whose 95 % interval holds the truth, by method and quantity; without resamples by profile alone."""
     held: dict[str, dict[str, list[bool]]] = {"profile": {}, **({"bootstrap": {}} if resamples else {})}
     for seed in range(draws):
-        found = fit(FORMS["chinchilla"], chinchilla_runs(seed=seed), FitConfig(starts=100, seed=seed))
+        found = fit(FORMS["chinchilla"], chinchilla_runs(seed=seed), FitConfig(starts=50, seed=seed))
         vectors = bootstrap(found, resamples, seed) if resamples else None
         for quantity in asked(found):
             truth = quantity.report(float(quantity.of(CHINCHILLA[None])[0]))

@@ -65,4 +65,5 @@ def _interval(value: float, drawn: ndarray, level: float) -> Interval:
 def redrawn(estimate: Callable[[ndarray], ndarray], log_loss: ndarray, noise: float, resamples: int, seed: int) -> ndarray:
     """What `estimate` [.., n] -> [.., 2] makes of the losses when as much noise as they hold is added to them again."""
     rng = np.random.default_rng(seed)
-    return np.stack([estimate(log_loss + noise * rng.standard_normal(len(log_loss))) for _ in range(resamples)])
+    drawn = [estimate(log_loss + noise * rng.standard_normal(len(log_loss))) for _ in range(resamples)]
+    return np.array(drawn).reshape(resamples, 2)

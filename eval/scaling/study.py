@@ -62,6 +62,7 @@ class Study:
 def study(tables: list[str], runs: Runs, config: ScalingConfig, left_out: Sequence[str] = ()) -> Study:
     """Everything that is found, family by family."""
     targets = config.targets or [10 * float(runs.flops.max())]
+    _check(runs, config)
     families: dict[str, FamilyStudy] = {}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
@@ -75,8 +76,21 @@ def study(tables: list[str], runs: Runs, config: ScalingConfig, left_out: Sequen
     comparisons = compare(families, targets, config)
     plan = {}
     if config.ladder.budget is not None:
-        plan = {name: ladder(_main(each).fit, config.ladder) for name, each in families.items()}
+        plan = {name: ladder(each.forms[MAIN].fit, config.ladder) for name, each in families.items()}
     return Study(tables, config, families, comparisons, plan, targets, list(left_out))
+
+
+def _check(runs: Runs, config: ScalingConfig) -> None:
+    """What settings ask for and the table cannot give, before anything is fitted."""
+    for family in runs.families:
+        names = config.forms or _identified(runs[runs.family == family])
+        if config.unique is not None and DataConstrained.name not in names:
+            raise DataError(
+                f"unique ({config.unique:g}) needs the form {DataConstrained.name}, and that runs of {family!r} which repeat "
+                "tokens; give a column unique or epochs, or leave unique out"
+            )
+    if MAIN not in names and (config.ladder.budget is not None or len(runs.families) > 1):
+        raise ConfigError(f"forms ({names}) must hold {MAIN}, which plans and comparisons are made with")
 
 
 def _family(runs: Runs, targets: list[float], config: ScalingConfig, working_on: Callable[[str], None]) -> FamilyStudy:
@@ -130,11 +144,6 @@ def _form(found: Fit, targets: list[float], config: ScalingConfig) -> FormStudy:
 def _constrained(forms: dict[str, FormStudy], targets: list[float], unique: float | None) -> dict[float, tuple[float, float]]:
     if unique is None:
         return {}
-    if DataConstrained.name not in forms:
-        raise DataError(
-            f"unique ({unique:g}) needs the form {DataConstrained.name}, and that runs which repeat tokens; "
-            "give a column unique or epochs, or leave unique out"
-        )
     found = forms[DataConstrained.name].fit
     optima = {}
     for cost in targets:
@@ -143,18 +152,12 @@ def _constrained(forms: dict[str, FormStudy], targets: list[float], unique: floa
     return optima
 
 
-def _main(family: FamilyStudy) -> FormStudy:
-    if MAIN not in family.forms:
-        raise ConfigError(f"forms ({list(family.forms)}) must hold {MAIN}, which plans and comparisons are made with")
-    return family.forms[MAIN]
-
-
 def compare(families: dict[str, FamilyStudy], targets: list[float], config: ScalingConfig) -> list[Comparison]:
     """Every pair, at the largest compute that both have reached and at the targets; where hours are known, at equal hours too."""
     found = []
     names = list(families)
     for first, second in ((a, b) for k, a in enumerate(names) for b in names[k + 1 :]):
-        pair = [_main(families[name]) for name in (first, second)]
+        pair = [families[name].forms[MAIN] for name in (first, second)]
         vectors = pair[0].vectors, pair[1].vectors
         shared = min(float(each.fit.runs.flops.max()) for each in pair)
         for cost in [shared, *targets]:

@@ -1,4 +1,4 @@
-"""Fits find what made the table, from many starts and with intervals that hold the truth; what made published fits wrong is caught."""
+"""Fits find what made the table, and intervals hold the truth; what made published fits wrong is caught."""
 
 from dataclasses import replace
 
@@ -122,7 +122,9 @@ def test_a_mean_instead_of_the_sum_stops_early():
     stopped = [end for end in ends if end.success]
     assert stopped
     assert min(end.fun for end in stopped) * len(runs) > found.objective * 1.02
-    N, D = (log[0] for log in FORMS["chinchilla"].optimum(min(stopped, key=lambda end: end.fun).x[None], np.log(5.76e23), found.law))
+    N, D = (
+        log[0] for log in FORMS["chinchilla"].optimum(min(stopped, key=lambda end: end.fun).x[None], np.log(5.76e23), found.law)
+    )
     ours = [log[0] for log in FORMS["chinchilla"].optimum(found.theta[None], np.log(5.76e23), found.law)]
     # the same runs, another advice
     assert abs((D - N) - (ours[1] - ours[0])) > np.log(1.3)

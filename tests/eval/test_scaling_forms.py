@@ -30,7 +30,7 @@ def test_chinchilla_has_its_published_loss_and_optimum():
     # 1.69 + 0.083 + 0.163 at 70B parameters and 1.4T tokens
     assert loss(Chinchilla(), CHINCHILLA, points(70e9, 1.4e12))[0] == pytest.approx(1.69 + 0.0836 + 0.1636, abs=1e-3)
     N = [optimum(Chinchilla(), CHINCHILLA, GOPHER + k)[0] for k in (0, 1)]
-    # table 2, approach 3: a = 0.46 and b = 0.54; figure 4: 40B parameters for Gopher's compute; its parameters are rounded to two digits
+    # table 2, approach 3: a = 0.46, b = 0.54; figure 4: 40B parameters for Gopher's compute; parameters are published to two digits
     assert np.log(N[1] / N[0]) == pytest.approx(0.46, abs=0.01)
     assert N[0] == pytest.approx(40e9, rel=0.25)
 
@@ -38,7 +38,7 @@ def test_chinchilla_has_its_published_loss_and_optimum():
 def test_the_replication_has_twenty_tokens_per_parameter():
     N, D = optimum(Chinchilla(), REPLICATION, GOPHER)
     # arXiv:2404.10102: N ~ C^0.512, about 20 tokens per parameter
-    assert D / N == pytest.approx(20, rel=0.3)
+    assert pytest.approx(20, rel=0.3) == D / N
     assert np.log(optimum(Chinchilla(), REPLICATION, GOPHER + 1)[0] / N) == pytest.approx(0.512, abs=2e-3)
 
 
@@ -70,7 +70,7 @@ def test_scarce_tokens_make_models_smaller_and_epochs_more():
     """arXiv:2305.16264, sec. 6: with 9.3e21 FLOPs and 25B unique tokens 6.34B parameters for 242B tokens, not 8.67B for 178B."""
     N, D = (float(np.exp(v[0])) for v in DataConstrained().constrained_optimum(REPEATED[None], np.log(9.3e21), SIX, 25e9))
     # they are models that were trained, next to the optimum of the law
-    assert (N, D) == pytest.approx((6.34e9, 242e9), rel=0.1)
+    assert pytest.approx((6.34e9, 242e9), rel=0.1) == (N, D)
     assert optimum(DataConstrained(), REPEATED, np.log(9.3e21)) == pytest.approx((8.67e9, 178e9), rel=0.1)
 
 
