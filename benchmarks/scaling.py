@@ -1,24 +1,32 @@
 """Scaling fits against laws that are known: tables from published forms, and how often intervals hold the truth.
 
-python benchmarks/scaling.py table FILE.csv      a table from Chinchilla's published law, noise and all
-python benchmarks/scaling.py coverage            200 noisy tables: how often 95 % intervals hold the truth
-python benchmarks/scaling.py time                one fit from all 4,500 starts, a bootstrap of 1,000
+- `python benchmarks/scaling.py table FILE.csv`: a table from Chinchilla's published law, with noise
+- `python benchmarks/scaling.py coverage`: 200 noisy tables, and how often 95 % intervals hold the truth
+- `python benchmarks/scaling.py time`: one fit from all 4,500 starts, and a bootstrap of 1,000
+- `python benchmarks/scaling.py pictures FOLDER`: those of docs/scaling.md
 """
 
 import argparse
+import shutil
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 from numpy import ndarray
 
+from eval.scaling.config import ScalingConfig
 from eval.scaling.fit import Fit, FitConfig, fit
 from eval.scaling.forms import FORMS, Form, Points
 from eval.scaling.intervals import Quantity, bootstrap, percentiles, profile, quantities
+from eval.scaling.plots import draw
+from eval.scaling.study import study
+from eval.scaling.summary import summary
 from eval.scaling.table import Runs
 
 # theta of published fits
@@ -96,9 +104,36 @@ def timings() -> dict[str, float]:
     return {"starts": found.starts, "reached": found.reached, "fit": fitted - start, "bootstrap": time.perf_counter() - fitted}
 
 
+def pictures(folder: Path) -> None:
+    """One picture per approach and form; `other` learns from 1.5 times the compute what `attention` learns."""
+    first = chinchilla_runs(seed=1)
+    slower = CHINCHILLA + np.array([0.34 * 0.28, 0.28 * 0.34, 0, 0, 0]) / 0.62 * np.log(1.5)
+    both = named(first, "attention", runs_of(FORMS["chinchilla"], slower, isoflop_design(), NOISE, 2), "other")
+    repeated = runs_of(FORMS["data_constrained"], REPEATED, grid_design(), NOISE, 2, np.tile([3e8, 1e9, 3e9], 27))
+    folder.mkdir(parents=True, exist_ok=True)
+    for runs, forms, wanted in (
+        (first, ["chinchilla", "over_training"], ["envelope", "isoflop", "parametric", "over_training"]),
+        (both, ["chinchilla"], ["families"]),
+        (repeated, ["chinchilla", "data_constrained"], ["repetition"]),
+    ):
+        found = study(["published"], runs, ScalingConfig(forms=forms, hold_out=0))
+        print(summary(found))
+        with TemporaryDirectory() as drawn:
+            draw(found, Path(drawn))
+            for name in wanted:
+                shutil.copyfile(Path(drawn) / f"{name}.png", folder / f"scaling-{name.replace('_', '-')}.png")
+
+
+def named(first: Runs, name: str, second: Runs, other: str) -> Runs:
+    """Two tables as one, of two families."""
+    arrays = [field.name for field in fields(Runs) if field.name != "has_flops"]
+    both = {each: np.concatenate([getattr(first, each), getattr(second, each)]) for each in arrays}
+    return Runs(**{**both, "family": np.repeat([name, other], [len(first), len(second)])}, has_flops=first.has_flops)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["table", "coverage", "time"])
+    parser.add_argument("what", choices=["table", "coverage", "time", "pictures"])
     parser.add_argument("file", nargs="?", type=Path, default=Path("runs.csv"))
     parser.add_argument("--draws", type=int, default=DRAWS)
     args = parser.parse_args()
@@ -106,6 +141,8 @@ def main() -> int:
         write_csv(chinchilla_runs(), args.file)
     elif args.what == "coverage":
         print(coverage(args.draws, 1000, lambda line: print(line, end="\r", file=sys.stderr)))
+    elif args.what == "pictures":
+        pictures(args.file)
     else:
         print(timings())
     return 0

@@ -16,11 +16,11 @@ from eval.scaling.table import Runs
 # runs are duplicates when parameters and tokens differ by less than this share
 ALIKE = 0.005
 # bounds beyond which a sentence is due
-EXTRAPOLATION, SWING, RATIO_SPREAD, STARTS, COST_LAW = 10.0, 0.02, 0.35, 0.02, 0.05
+EXTRAPOLATION, SWING, RATIO_SPREAD, EPOCHS, STARTS, COST_LAW = 10.0, 0.02, 0.35, 1.5, 0.02, 0.05
 
 
 def of_runs(runs: Runs) -> list[str]:
-    """Cautions that need no fit: duplicates, a design that cannot tell the exponents apart, FLOPs that follow no law."""
+    """Cautions that need no fit: duplicates, one ratio of tokens to parameters, repetition, FLOPs that follow no law."""
     said = duplicates(runs)
     ratio = float(np.std(np.log(runs.tokens / runs.params)))
     if ratio < RATIO_SPREAD:
@@ -28,6 +28,9 @@ def of_runs(runs: Runs) -> list[str]:
             f"all runs have much the same tokens per parameter (its logarithm spreads by {ratio:.2f}), which fixes neither "
             "exponents nor optima; run several ratios"
         )
+    epochs = float((runs.tokens / runs.unique).max())
+    if epochs > EPOCHS:
+        said.append(f"tokens were read up to {epochs:.3g} times, which all forms but data_constrained take for new ones")
     law = runs.cost
     if law.worst > COST_LAW:
         said.append(f"FLOPs deviate by up to {law.worst:.0%} from {np.exp(law.log_k):.3g} N^{law.q:.3f} D, the law behind optima")

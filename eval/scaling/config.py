@@ -53,4 +53,6 @@ class ScalingConfig:
                 f"fit.delta ({self.fit.delta}), fit.starts ({self.fit.starts}) and outliers_beyond ({self.outliers_beyond}) "
                 "must be positive; leave them out for the defaults"
             )
+        if self.runs.accelerators < 1:
+            raise ConfigError(f"runs.accelerators ({self.runs.accelerators}) must be at least 1")
         self.ladder.check()

@@ -97,7 +97,7 @@ def parametric(family: FamilyStudy) -> Figure:
     loss = np.where(grid_D - grid_N > np.log(0.01), loss, np.nan).reshape(80, 80)
     levels = np.exp(np.linspace(np.log(np.nanmin(loss)), np.log(runs.loss.max()), 14))
     lines = left.contour(np.exp(C), np.exp(N), loss, levels=levels, cmap="viridis", linewidths=0.9)
-    left.clabel(lines, fmt="%.2f", fontsize=7)
+    left.clabel(lines, fmt="%.2f", fontsize=7, inline_spacing=1)
     left.scatter(runs.flops, runs.params, s=9, color="gray", label="runs")
     best = [float(np.exp(fit.form.optimum(fit.theta[None], c, fit.law)[0][0])) for c in C]
     left.plot(np.exp(C), best, "r-", lw=1.5, label="efficient frontier")
@@ -137,31 +137,40 @@ def repetition(form: FormStudy) -> Figure:
     epochs = np.geomspace(1, max(100.0, 2 * seen), 100)
     axes.plot(epochs, epochs, "k:", lw=0.8, label="as good as new ones")
     found = form.profile["R_D"]
-    for rate, style in ((found.value, "-"), (found.low, "--"), (found.high, "--")):
-        if 0 < rate < np.inf:
-            axes.plot(epochs, 1 + rate * -np.expm1(-(epochs - 1) / rate), f"C0{style}", label=f"R_D* = {rate:.3g}")
+    low, value, high = (
+        1 + rate * -np.expm1(-(epochs - 1) / rate) for rate in (max(found.low, 1e-9), found.value, min(found.high, 1e9))
+    )
+    axes.fill_between(epochs, low, high, alpha=0.3)
+    axes.plot(epochs, value, label=f"R_D* = {found.value:.3g} ({found.low:.3g} to {found.high:.3g})")
     axes.axvline(seen, color="gray", lw=0.8, ls="--", label="most epochs run")
     _finish(axes)
     return figure
 
 
 def families(study: Study) -> Figure:
-    """Loss of compute-optimal runs over compute, with bands from resampled runs."""
-    figure = Figure(figsize=(7, 4.6), layout="constrained")
-    axes = figure.add_subplot(xscale="log", xlabel=FLOPS, ylabel="loss at the compute-optimal size")
-    level = study.config.level
+    """Left the loss of compute-optimal runs over compute, right how far it lies above the first family's, with bands of resamples."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    flops = np.concatenate([family.runs.flops for family in study.families.values()])
+    C = np.linspace(np.log(flops.min()), np.log(max(flops.max(), *study.targets)), 40)
+    reference = None
     for k, (name, family) in enumerate(study.families.items()):
-        form, flops = family.forms[MAIN], family.runs.flops
-        C = np.linspace(np.log(flops.min()), max(np.log(flops.max()), np.log(max(study.targets))), 40)
+        form = family.forms[MAIN]
+        theta = np.concatenate([form.fit.theta[None], form.vectors])
         with np.errstate(all="ignore"):
-            drawn = np.exp([optimal_log_loss(form.fit, form.vectors, c) for c in C])
-        low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=1)
-        loss = [float(np.exp(optimal_log_loss(form.fit, form.fit.theta[None], c))[0]) for c in C]
-        axes.fill_between(np.exp(C), low, high, alpha=0.2, color=f"C{k}")
-        axes.plot(np.exp(C), loss, color=f"C{k}", label=name)
-        axes.plot(flops, family.runs.loss, ".", ms=3, color=f"C{k}", alpha=0.6)
-        axes.axvline(flops.max(), color=f"C{k}", ls=":", lw=0.8)
-    _finish(axes)
+            log_loss = np.array([optimal_log_loss(form.fit, theta, c) for c in C])
+        reference = log_loss if reference is None else reference
+        above = 100 * np.expm1(log_loss - reference)
+        for axes, values in ((left, np.exp(log_loss)), (right, above)):
+            low, high = np.nanquantile(values[:, 1:], [(1 - study.config.level) / 2, (1 + study.config.level) / 2], axis=1)
+            axes.fill_between(np.exp(C), low, high, alpha=0.2, color=f"C{k}")
+            axes.plot(np.exp(C), values[:, 0], color=f"C{k}", label=name)
+            axes.axvline(family.runs.flops.max(), color=f"C{k}", ls=":", lw=0.8)
+        left.plot(family.runs.flops, family.runs.loss, ".", ms=3, color=f"C{k}", alpha=0.6)
+    left.set(xscale="log", xlabel=FLOPS, ylabel="loss at the compute-optimal size")
+    right.set(xscale="log", xlabel=FLOPS, ylabel=f"loss above that of {next(iter(study.families))} (%)")
+    _finish(left)
+    _finish(right)
     return figure
 
 

@@ -26,25 +26,26 @@ class FolderConfig:
 
 
 def read_runs(folder: Path, config: FolderConfig) -> tuple[list[dict[str, Any]], list[str]]:
-    """A row per finished run under `folder`, and a sentence per run that is left out. Raises DataError where none is finished."""
-    rows, left_out = [], []
+    """A row per finished run under `folder`, and what must be said of them. Raises DataError where none is finished."""
+    rows, said, datasets = [], [], set()
+    key = "validation_loss" if config.loss == "validation" else "loss"
     for path in sorted(path.parent for path in folder.glob("*/config.yaml")):
-        run = RunFolder(path)
-        config_of_run = run.read_config()
-        records = read_metrics(run)
-        key = "validation_loss" if config.loss == "validation" else "loss"
+        run = RunFolder(path).read_config()
+        records = read_metrics(RunFolder(path))
         last = records[-1] if records else {"step": 0}
-        if last["step"] < config_of_run.train.steps:
-            left_out.append(f"{path} is left out: it ended at step {last['step']} of {config_of_run.train.steps}")
+        if last["step"] < run.train.steps:
+            said.append(f"{path} is left out: it ended at step {last['step']} of {run.train.steps}")
         elif key not in last:
-            left_out.append(f"{path} is left out: its last record has no {key}; loss=training takes the training loss")
+            said.append(f"{path} is left out: its last record has no {key}; runs.loss=training takes the training loss")
         else:
-            rows.append(_row(path, config_of_run, records, last[key], config))
+            rows.append(_row(path, run, records, last[key], config))
+            datasets.add(run.data.manifest)
     if not rows:
-        raise DataError(
-            f"{folder} holds no finished run; give a table or a folder of run folders{': ' * bool(left_out)}{'; '.join(left_out)}"
-        )
-    return rows, left_out
+        found = "; ".join(said) or "no folder in it has a config.yaml"
+        raise DataError(f"{folder} holds no finished run ({found}); give a table or a folder of run folders")
+    if len(datasets) > 1:
+        said.append(f"the runs' losses are of several datasets ({', '.join(sorted(datasets))}), and compare only where those do")
+    return rows, said
 
 
 def _row(path: Path, run: RunConfig, records: list[dict[str, Any]], loss: float, config: FolderConfig) -> dict[str, Any]:

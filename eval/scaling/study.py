@@ -1,6 +1,6 @@
 """The whole study of a table of runs, family by family: fit, bound, check, compare, plan."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,63 +60,22 @@ class Study:
 
 
 def study(tables: list[str], runs: Runs, config: ScalingConfig, left_out: Sequence[str] = ()) -> Study:
-    """Everything that is found, family by family."""
+    """Everything that is found, family by family. Raises ConfigError, DataError."""
     targets = config.targets or [10 * float(runs.flops.max())]
-    _check(runs, config)
+    parts = {name: runs[runs.family == name] for name in runs.families}
+    forms = {name: config.forms or _identified(part) for name, part in parts.items()}
+    _check(forms, config)
     families: dict[str, FamilyStudy] = {}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task("scaling", total=len(runs.families) * (len(FORMS) + 1))
-
-        def working_on(what: str) -> None:
-            bars.update(task, description=what, advance=1)
-
-        for name in runs.families:
-            families[name] = _family(runs[runs.family == name], targets, config, working_on)
+        task = bars.add_task("scaling", total=sum(len(names) + 1 for names in forms.values()))
+        for name, part in parts.items():
+            families[name] = _family(part, forms[name], targets, config, lambda: bars.advance(task))
     comparisons = compare(families, targets, config)
     plan = {}
     if config.ladder.budget is not None:
         plan = {name: ladder(each.forms[MAIN].fit, config.ladder) for name, each in families.items()}
     return Study(tables, config, families, comparisons, plan, targets, list(left_out))
-
-
-def _check(runs: Runs, config: ScalingConfig) -> None:
-    """What settings ask for and the table cannot give, before anything is fitted."""
-    for family in runs.families:
-        names = config.forms or _identified(runs[runs.family == family])
-        if config.unique is not None and DataConstrained.name not in names:
-            raise DataError(
-                f"unique ({config.unique:g}) needs the form {DataConstrained.name}, and that runs of {family!r} which repeat "
-                "tokens; give a column unique or epochs, or leave unique out"
-            )
-    if MAIN not in names and (config.ladder.budget is not None or len(runs.families) > 1):
-        raise ConfigError(f"forms ({names}) must hold {MAIN}, which plans and comparisons are made with")
-
-
-def _family(runs: Runs, targets: list[float], config: ScalingConfig, working_on: Callable[[str], None]) -> FamilyStudy:
-    said = cautions.of_runs(runs)
-    working_on(f"{runs.families[0]}: {MAIN}")
-    main = fit(FORMS[MAIN], runs, config.fit)
-    outlying = main.outliers(config.outliers_beyond)
-    if config.outliers == "drop" and outlying.any():
-        said.append(f"{outlying.sum()} outliers are left out: {', '.join(map(str, runs.line[outlying]))}")
-        runs = runs[~outlying]
-        main = fit(FORMS[MAIN], runs, config.fit)
-    forms = {}
-    for name in config.forms or _identified(runs):
-        working_on(f"{runs.families[0]}: {name}")
-        found = main if name == MAIN else fit(FORMS[name], runs, config.fit)
-        forms[name] = _form(found, targets, config)
-        said += cautions.of_fit(found, forms[name].profile, config.outliers_beyond)
-    working_on(f"{runs.families[0]}: envelope and parabolas")
-    for cost in targets:
-        said += cautions.of_target(main, cost)
-    optima = {
-        "envelope": envelope(runs, runs.cost, main.noise, config.resamples, config.fit.seed),
-        "isoflop": isoflop(runs, runs.cost, config.resamples, config.fit.seed),
-    }
-    said += [sentence for found in optima.values() if not isinstance(found, str) for sentence in found.cautions]
-    return FamilyStudy(runs, forms, optima, _constrained(forms, targets, config.unique), said)
 
 
 def _identified(runs: Runs) -> list[str]:
@@ -129,6 +88,45 @@ def _identified(runs: Runs) -> list[str]:
     ]
 
 
+def _check(forms: Mapping[str, Sequence[str]], config: ScalingConfig) -> None:
+    """What settings ask for and the table cannot give, before anything is fitted."""
+    for family, names in forms.items():
+        if config.unique is not None and DataConstrained.name not in names:
+            raise DataError(
+                f"unique ({config.unique:g}) needs the form {DataConstrained.name}, and that runs of {family!r} which repeat "
+                "tokens; give a column unique or epochs, or leave unique out"
+            )
+        if MAIN not in names and (config.ladder.budget is not None or len(forms) > 1):
+            raise ConfigError(f"forms ({names}) must hold {MAIN}, which plans and comparisons are made with")
+
+
+def _family(
+    runs: Runs, names: Sequence[str], targets: list[float], config: ScalingConfig, advance: Callable[[], None]
+) -> FamilyStudy:
+    said = cautions.of_runs(runs)
+    main = fit(FORMS[MAIN], runs, config.fit)
+    outlying = main.outliers(config.outliers_beyond)
+    if config.outliers == "drop" and outlying.any():
+        said.append(f"{outlying.sum()} outliers are left out: {', '.join(map(str, runs.line[outlying]))}")
+        runs = runs[~outlying]
+        main = fit(FORMS[MAIN], runs, config.fit)
+    forms = {}
+    for name in names:
+        found = main if name == MAIN else fit(FORMS[name], runs, config.fit)
+        forms[name] = _form(found, targets, config)
+        said += cautions.of_fit(found, forms[name].profile, config.outliers_beyond)
+        advance()
+    for cost in targets:
+        said += cautions.of_target(main, cost)
+    optima = {
+        "envelope": envelope(runs, runs.cost, main.noise, config.resamples, config.fit.seed),
+        "isoflop": isoflop(runs, runs.cost, config.resamples, config.fit.seed),
+    }
+    said += [sentence for found in optima.values() if not isinstance(found, str) for sentence in found.cautions]
+    advance()
+    return FamilyStudy(runs, forms, optima, _constrained(forms, targets, config.unique), said)
+
+
 def _form(found: Fit, targets: list[float], config: ScalingConfig) -> FormStudy:
     vectors = bootstrap(found, config.resamples, config.fit.seed)
     asked = quantities(found, targets)
@@ -137,7 +135,7 @@ def _form(found: Fit, targets: list[float], config: ScalingConfig) -> FormStudy:
         {quantity.name: profile(found, quantity, config.level) for quantity in asked},
         {quantity.name: percentiles(found, quantity, vectors, config.level) for quantity in asked},
         vectors,
-        hold_out(found.form, found.runs, config.hold_out, config.fit) if config.hold_out else "not asked for",
+        hold_out(found.form, found.runs, config.hold_out, config.fit) if config.hold_out else "no hold-out asked for",
     )
 
 

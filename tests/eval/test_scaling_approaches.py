@@ -102,6 +102,8 @@ def test_designs_and_costs_that_mislead_are_told():
     one_ratio = (np.geomspace(1e7, 1e10, 12), 20 * np.geomspace(1e7, 1e10, 12))
     assert any("same tokens per parameter" in said for said in cautions.of_runs(law_runs(one_ratio)))
     runs = law_runs(isoflop_design())
+    assert cautions.of_runs(runs) == []
+    assert any("up to 4 times" in said for said in cautions.of_runs(replace(runs, unique=runs.tokens / 4)))
     crooked = replace(runs, flops=runs.flops * np.where(np.arange(len(runs)) % 2, 1.3, 1.0), has_flops=True)
     assert any("FLOPs deviate" in said for said in cautions.of_runs(crooked))
     found = fit(FORM, runs, FEW)

@@ -75,6 +75,7 @@ def test_damaged_json_and_missing_files_are_named(tmp_path):
         (["a.csv", "ladder.budget=-1"], "ladder.budget"),
         (["a.csv", "ladder.step=1"], "ladder.step"),
         (["a.csv", "fit.delta=0"], "fit.delta"),
+        (["a.csv", "runs.accelerators=0"], "runs.accelerators"),
         (["a.csv", "leval=0.9"], "leval"),
     ],
 )
@@ -160,5 +161,8 @@ def test_a_folder_of_runs_is_a_table(tmp_path):
     assert (bare[0]["loss"], bare[0]["params"]) == (3.5, cost.parameters - tables)
     both, _ = read([str(tmp_path)], parse([str(tmp_path)])[1])
     assert len(both) == 2
-    with pytest.raises(DataError, match="holds no finished run"):
+    with pytest.raises(DataError, match=r"holds no finished run \(no folder in it has a config\.yaml\)"):
         read_runs(tmp_path / "a", FolderConfig())
+    text = (tmp_path / "b" / "config.yaml").read_text()
+    (tmp_path / "b" / "config.yaml").write_text(text.replace("data/stdlib", "data/others"))
+    assert "several datasets (data/others, data/stdlib)" in read_runs(tmp_path, FolderConfig())[1][-1]
