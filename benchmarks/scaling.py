@@ -112,7 +112,8 @@ def pictures(folder: Path) -> None:
     repeated = runs_of(FORMS["data_constrained"], REPEATED, grid_design(), NOISE, 2, np.tile([3e8, 1e9, 3e9], 27))
     folder.mkdir(parents=True, exist_ok=True)
     for runs, forms, wanted in (
-        (first, ["chinchilla", "over_training"], ["envelope", "isoflop", "parametric", "over_training"]),
+        (first, ["chinchilla", "over_training"], ["isoflop", "parametric", "over_training"]),
+        (runs_of(FORMS["chinchilla"], CHINCHILLA, grid_design(), NOISE), ["chinchilla"], ["envelope"]),
         (both, ["chinchilla"], ["families"]),
         (repeated, ["chinchilla", "data_constrained"], ["repetition"]),
     ):

@@ -15,8 +15,11 @@ from eval.scaling.table import Runs
 STEPS = 1500
 
 
-def envelope(runs: Runs, law: CostLaw, noise: float, resamples: int, seed: int) -> Optima | str:
-    """noise: standard deviation of log loss. A sentence where the table has no envelope."""
+def envelope(runs: Runs, law: CostLaw, smooth: ndarray, noise: float, resamples: int, seed: int) -> Optima | str:
+    """smooth, noise: log loss without noise [n], as a form fits it, and its standard deviation; the interval is their scatter.
+
+    A sentence where the table has no envelope.
+    """
     log_C, sizes = np.log(runs.flops), np.unique(runs.params)
     curves = [rows for rows in (np.flatnonzero(runs.params == size) for size in sizes) if len(np.unique(log_C[rows])) > 1]
     if len(curves) < 3:
@@ -41,7 +44,7 @@ def envelope(runs: Runs, law: CostLaw, noise: float, resamples: int, seed: int) 
     inside = best >= 0
     if len(set(best[inside].tolist())) < 2:
         return "approach 1 finds fewer than 2 sizes that are best between a smaller and a larger one; run more sizes"
-    lines = redrawn(line, log_loss, noise, resamples, seed)
+    lines = line(log_loss) + redrawn(line, smooth, noise, resamples, seed)
     cautions = ()
     if inside.mean() < 0.5:
         cautions = (

@@ -13,7 +13,7 @@ import numpy as np
 from numpy import ndarray
 from scipy.stats import f as fisher
 
-from eval.scaling.fit import EXACT, NORMAL_MAD, Fit
+from eval.scaling.fit import EXACT, Fit
 from eval.scaling.forms import Points
 from eval.scaling.huber import Tie, minimise
 
@@ -80,15 +80,18 @@ def optimal_log_loss(fit: Fit, theta: ndarray, log_cost: float | ndarray) -> nda
 
 
 def spread(fit: Fit) -> float:
-    """lambda. E psi' is a difference over half a standard deviation each way: within delta itself there may be few residuals."""
+    """lambda. E psi' is a difference over half a standard deviation each way: within delta itself there may be few residuals.
+
+    P residuals are nearly 0 by the fit, as if they were not there: they leave out P of n from both means.
+    """
     residual, delta = fit.residual, fit.delta
-    n, width = len(residual), max(delta, NORMAL_MAD * float(np.median(np.abs(residual))) / 2)
+    width = max(delta, fit.noise / 2)
 
     def psi(r: ndarray) -> ndarray:
         return np.clip(r, -delta, delta)
 
-    slope = (psi(residual + width) - psi(residual - width)).sum() / (2 * width)
-    return float((psi(residual) ** 2).sum() / slope * n / (n - len(fit.theta)))
+    slopes = (psi(residual + width) - psi(residual - width)).sum() / (2 * width)
+    return float((psi(residual) ** 2).sum() / max(slopes - len(fit.theta) * delta / width, delta / width))
 
 
 def profile(fit: Fit, quantity: Quantity, level: float = 0.95) -> Interval:
@@ -137,9 +140,9 @@ def _crossing(places: ndarray, roots: ndarray, centre: float) -> float:
 
 
 def bootstrap(fit: Fit, resamples: int, seed: int) -> ndarray:
-    """theta of as many runs drawn with replacement, refitted from the optimum, [resamples, P]."""
-    n = len(fit.runs)
-    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), resamples).astype(float)
+    """theta of as many runs drawn with replacement, refitted from the optimum, [resamples, P]; other draws for other families."""
+    n, rng = len(fit.runs), np.random.default_rng([seed, *fit.runs.families[0].encode()])
+    weights = rng.multinomial(n, np.full(n, 1 / n), resamples).astype(float)
     theta, _ = minimise(fit.problem(weights), np.repeat(fit.theta[None], resamples, 0))
     return theta
 

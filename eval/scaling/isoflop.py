@@ -89,5 +89,8 @@ def isoflop(runs: Runs, law: CostLaw, resamples: int, seed: int) -> Optima | str
         return line_through(log_cost, np.array([budget.vertex(losses)[0] for budget in kept]), deviation)
 
     log_N = np.array([float(budget.vertex(log_loss)[0]) for budget in kept])
-    lines = redrawn(line, log_loss, noise, resamples, seed)
+    smooth = log_loss.copy()
+    for budget in kept:
+        smooth[budget.rows] -= budget.residual(log_loss)
+    lines = line(log_loss) + redrawn(line, smooth, noise, resamples, seed)
     return Optima("isoflop", log_cost, log_N, deviation, line(log_loss), lines, law, tuple(cautions))

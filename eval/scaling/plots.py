@@ -148,7 +148,7 @@ def repetition(form: FormStudy) -> Figure:
 
 
 def families(study: Study) -> Figure:
-    """Left the loss of compute-optimal runs over compute, right how far it lies above the first family's, with bands of resamples."""
+    """Left the loss of compute-optimal runs over compute, right how far it lies above the first family's."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     flops = np.concatenate([family.runs.flops for family in study.families.values()])

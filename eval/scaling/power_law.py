@@ -62,8 +62,9 @@ def _interval(value: float, drawn: ndarray, level: float) -> Interval:
     return Interval(float(value), float(low), float(high))
 
 
-def redrawn(estimate: Callable[[ndarray], ndarray], log_loss: ndarray, noise: float, resamples: int, seed: int) -> ndarray:
-    """What `estimate` [.., n] -> [.., 2] makes of the losses when as much noise as they hold is added to them again."""
+def redrawn(estimate: Callable[[ndarray], ndarray], smooth: ndarray, noise: float, resamples: int, seed: int) -> ndarray:
+    """How what `estimate` makes of log losses [n] scatters about its mean when noise is added to smooth ones, [R, 2]."""
     rng = np.random.default_rng(seed)
-    drawn = [estimate(log_loss + noise * rng.standard_normal(len(log_loss))) for _ in range(resamples)]
-    return np.array(drawn).reshape(resamples, 2)
+    drawn = np.array([estimate(smooth + noise * rng.standard_normal(len(smooth))) for _ in range(resamples)]).reshape(resamples, 2)
+    found = np.isfinite(drawn).all(1)
+    return drawn - drawn[found].mean(0) if found.any() else drawn

@@ -119,7 +119,7 @@ def _family(
     for cost in targets:
         said += cautions.of_target(main, cost)
     optima = {
-        "envelope": envelope(runs, runs.cost, main.noise, config.resamples, config.fit.seed),
+        "envelope": envelope(runs, runs.cost, np.log(runs.loss) - main.residual, main.noise, config.resamples, config.fit.seed),
         "isoflop": isoflop(runs, runs.cost, config.resamples, config.fit.seed),
     }
     said += [sentence for found in optima.values() if not isinstance(found, str) for sentence in found.cautions]

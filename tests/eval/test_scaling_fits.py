@@ -86,7 +86,7 @@ def test_resamples_are_fits_of_the_runs_drawn(noisy):
     """Weights are runs counted several times."""
     vectors = bootstrap(noisy, 3, seed=1)
     n = len(noisy.runs)
-    counts = np.random.default_rng(1).multinomial(n, np.full(n, 1 / n), 3)
+    counts = np.random.default_rng([1, *b"all"]).multinomial(n, np.full(n, 1 / n), 3)
     for theta, count in zip(vectors, counts, strict=True):
         drawn = fit(noisy.form, noisy.runs[np.repeat(np.arange(n), count)], FEW)
         assert drawn.form.values(theta[None])["alpha"][0] == pytest.approx(drawn.values["alpha"], rel=1e-4)
