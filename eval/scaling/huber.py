@@ -97,7 +97,8 @@ def _descend(problem: Problem, theta: ndarray, steps: int, tie: Tie | None) -> n
         theta[rows], value[rows] = trial[better], new_value[better]
         gradient[rows], matrix[rows] = new_gradient[better], new_matrix[better]
         damping[active] = np.clip(damping[active] * np.where(better, 0.2, 5), 1e-14, 1e14)
-        calm[active] = np.where((better & (gain > SHARE)) | (damping[active] < 1e8) & ~better, 0, calm[active] + 1)
+        # a refused step says nothing until the damping has made it tiny
+        calm[active] = np.where(better & (gain > SHARE), 0, calm[active] + (better | (damping[active] > 1e8)))
         active = active[(calm[active] < REST) & (value[active] > FLOOR)]
         if not len(active):
             break
