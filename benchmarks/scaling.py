@@ -95,7 +95,7 @@ def coverage(draws: int, resamples: int = 0, say: Callable[[str], None] = lambda
 
 
 def timings() -> dict[str, float]:
-    """CPU seconds, one thread, of one fit from all 4,500 starts of 240 noisy runs, the size of Chinchilla's table, and of a bootstrap of 1,000."""
+    """CPU seconds of one fit from all 4,500 starts to 240 noisy runs, as many as Chinchilla's, and of a bootstrap of 1,000."""
     runs = runs_of(FORMS["chinchilla"], CHINCHILLA, isoflop_design(16, 15), 0.005)
     start = time.process_time()
     found = fit(FORMS["chinchilla"], runs, FitConfig(starts=4500))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.scaling.config import ScalingConfig
-from eval.scaling.report import write
+from eval.scaling.report import place, write
 from eval.scaling.run_folders import read_runs
 from eval.scaling.study import study
 from eval.scaling.table import Runs, as_runs, read_table
@@ -17,7 +17,8 @@ def scaling(words: Sequence[str]) -> dict[str, Any]:
     """Study tables or folders of runs; write and print what is found, and return the report. Raises ConfigError, DataError."""
     tables, config = parse(words)
     runs, left_out = read(tables, config)
-    return write(study(tables, runs, config, left_out))
+    folder = place(config.out, Path(tables[0]))
+    return write(study(tables, runs, config, left_out), folder)
 
 
 def parse(words: Sequence[str]) -> tuple[list[str], ScalingConfig]:

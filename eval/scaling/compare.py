@@ -61,7 +61,7 @@ def in_hours(fit: Fit) -> Fit:
 
 
 def _cost_of(fit: Fit, theta: ndarray, log_loss: ndarray, around: float) -> ndarray:
-    """log cost at which each theta's optimal loss is `log_loss`, NaN where it never is, by bisection."""
+    """log cost at which each theta's optimal loss is `log_loss`, infinite where it never is, by bisection."""
     low, high = np.full(len(theta), around - REACH), np.full(len(theta), around + REACH)
     never = optimal_log_loss(fit, theta, high) > log_loss
     for _ in range(HALVINGS):

@@ -45,7 +45,7 @@ def envelope(runs: Runs, law: CostLaw, smooth: ndarray, noise: float, resamples:
     if len(set(best[inside].tolist())) < 2:
         return "approach 1 finds fewer than 2 sizes that are best between a smaller and a larger one; run more sizes"
     lines = line(log_loss) + redrawn(line, smooth, noise, resamples, seed)
-    cautions = ()
+    cautions: tuple[str, ...] = ()
     if inside.mean() < 0.5:
         cautions = (
             f"approach 1: at {1 - inside.mean():.0%} of the computes the best size is the smallest or largest there; left out",

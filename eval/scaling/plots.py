@@ -1,5 +1,6 @@
 """Pictures of a study, PNG: one per approach and family, and the families side by side."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ def draw(study: Study, folder: Path) -> list[str]:
         names.append(name)
 
     for family, each in study.families.items():
-        title = "" if len(study.families) == 1 else f"-{family}"
+        title = "" if len(study.families) == 1 else f"-{as_file(family)}"
         for approach, optima in each.optima.items():
             if isinstance(optima, Optima):
                 save(approach_figure(each, optima, study.config.level), f"{approach}{title}.png")
@@ -172,6 +173,11 @@ def families(study: Study) -> Figure:
     _finish(left)
     _finish(right)
     return figure
+
+
+def as_file(family: str) -> str:
+    """Its name without what file names cannot hold."""
+    return re.sub(r"[^\w.+-]", "_", family)
 
 
 def _shade(k: int, of: int) -> tuple[float, float, float]:

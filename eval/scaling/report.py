@@ -15,17 +15,28 @@ from eval.scaling.ladder import write_ladder
 from eval.scaling.power_law import Optima
 from eval.scaling.study import FamilyStudy, FormStudy, Study
 from eval.scaling.summary import summary
+from llm.errors import ConfigError
 from llm.train.run_folder import versions, write_text
 
 
-def write(study: Study) -> dict[str, Any]:
+def place(out: str | None, table: Path) -> Path:
+    """The report's folder, made: `out`, or TABLE-scaling beside the table. Raises ConfigError."""
+    folder = Path(out) if out else table.parent / f"{table.stem or 'runs'}-scaling"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"out ({folder}) cannot be made ({error.strerror}); choose another with out=FOLDER") from None
+    return folder
+
+
+def write(study: Study, folder: Path) -> dict[str, Any]:
     """Write everything, print the summary, and return the report."""
-    folder = Path(study.config.out) if study.config.out else _beside(Path(study.tables[0]))
-    folder.mkdir(parents=True, exist_ok=True)
     report = _plain(tree(study))
     report["pictures"] = plots.draw(study, folder)
     for name, rungs in study.plan.items():
-        write_ladder(rungs, study.config.ladder, folder / ("plan.yaml" if len(study.plan) == 1 else f"plan-{name}.yaml"))
+        write_ladder(
+            rungs, study.config.ladder, folder / ("plan.yaml" if len(study.plan) == 1 else f"plan-{plots.as_file(name)}.yaml")
+        )
     write_text(folder / "scaling.json", json.dumps({**report, "versions": versions()}, indent=1) + "\n")
     text = summary(study)
     write_text(folder / "summary.md", text)
@@ -33,10 +44,6 @@ def write(study: Study) -> dict[str, Any]:
     console.print(Markdown(text))
     console.print(str(folder / "scaling.json"), highlight=False, soft_wrap=True)
     return report
-
-
-def _beside(table: Path) -> Path:
-    return table.parent / f"{table.stem or 'runs'}-scaling"
 
 
 def tree(study: Study) -> dict[str, Any]:

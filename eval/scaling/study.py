@@ -161,7 +161,6 @@ def compare(families: dict[str, FamilyStudy], targets: list[float], config: Scal
         for cost in [shared, *targets]:
             found.append(at_equal_cost(pair[0].fit, pair[1].fit, vectors, cost, "FLOPs", config.level))
         if all(np.isfinite(each.fit.runs.hours).all() for each in pair):
-            clocks = [in_hours(each.fit) for each in pair]
             cost = min(float(each.fit.runs.hours.max()) for each in pair)
-            found.append(at_equal_cost(*clocks, vectors, cost, "hours", config.level))
+            found.append(at_equal_cost(in_hours(pair[0].fit), in_hours(pair[1].fit), vectors, cost, "hours", config.level))
     return found

@@ -109,18 +109,18 @@ def test_families_repetition_and_flops_of_their_own(tmp_path):
     repeated = runs_of(FORMS["data_constrained"], REPEATED, grid_design(7, 6), 0.003, unique=np.tile([3e8, 1e9, 3e9], 14))
     for name, runs in (("plain", plain), ("repeated", repeated)):
         rows = zip(runs.params, runs.tokens, runs.loss, runs.unique, 40 * runs.params**0.9 * runs.tokens, strict=True)
-        lines = [f"{N},{D},{loss},{U},{C},{C / 1e17},{name}" for N, D, loss, U, C in rows]
+        lines = [f"{N},{D},{loss},{U},{C},{C / 1e17},{name}/1" for N, D, loss, U, C in rows]
         table(tmp_path / f"{name}.csv", "params,tokens,loss,unique,flops,hours,family", *lines)
     out = tmp_path / "out"
     words = [str(tmp_path / "plain.csv"), str(tmp_path / "repeated.csv"), f"out={out}", *QUICK, "hold_out=0", "forms=[chinchilla]"]
     assert main(["scaling", *words]) == 0
     report = json.loads((out / "scaling.json").read_text())
-    assert report["families"]["plain"]["flops"]["q"] == pytest.approx(0.9)
+    assert report["families"]["plain/1"]["flops"]["q"] == pytest.approx(0.9)
     assert {each["unit"] for each in report["comparisons"]} == {"FLOPs", "hours"}
-    assert "families.png" in report["pictures"]
+    assert {"families.png", "parametric-plain_1.png"} <= set(report["pictures"])
     only = [str(tmp_path / "repeated.csv"), f"out={out}", *QUICK, "hold_out=0", "forms=[chinchilla,data_constrained]"]
     assert main(["scaling", *only, "unique=1e9", "targets=[1e21]"]) == 0
-    found = json.loads((out / "scaling.json").read_text())["families"]["repeated"]
+    found = json.loads((out / "scaling.json").read_text())["families"]["repeated/1"]
     rate = found["forms"]["data_constrained"]["profile"]["R_D"]
     assert rate["low"] < 15.39 < rate["high"]
     optimum = found["from_unique_tokens"]["1e+21"]
@@ -133,6 +133,9 @@ def test_families_repetition_and_flops_of_their_own(tmp_path):
 def test_errors_are_a_sentence_and_a_status(tmp_path, capsys):
     assert main(["scaling", str(tmp_path / "none.csv")]) == 2
     assert "cannot be read" in capsys.readouterr().err
+    write_csv(chinchilla_runs(), tmp_path / "runs.csv")
+    assert main(["scaling", str(tmp_path / "runs.csv"), f"out={tmp_path / 'runs.csv'}"]) == 2
+    assert "cannot be made" in capsys.readouterr().err
     assert main(["perplexity"]) == 2
     assert "needs a model" in capsys.readouterr().err
 
