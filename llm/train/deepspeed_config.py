@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from llm.cost import model_cost
 from llm.init import ROLES, parameter_roles
 from llm.model import Decoder
 from llm.parallel import Ranks
 from llm.train.config import OptimizerConfig, RunConfig, accumulation_of, micro_batch_of
+from llm.train.engine_bytes import bucket_size
 from llm.train.precision import casts_model
 
 
@@ -28,7 +30,7 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
         "gradient_accumulation_steps": accumulation,
         # at stage 0 the loop clips, because DeepSpeed would keep the norm to itself
         "gradient_clipping": (config.train.clip or 0.0) if stage else 0.0,
-        "zero_optimization": zero_section(stage),
+        "zero_optimization": zero_section(stage, model_cost(config.model, config.data.sequence_length).parameters),
         "steps_per_print": 1 << 60,
         "wall_clock_breakdown": False,
     }
@@ -45,12 +47,13 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
     return settings
 
 
-def zero_section(stage: int) -> dict[str, Any]:
-    """Settings of ZeRO."""
+def zero_section(stage: int, parameters: int) -> dict[str, Any]:
+    """Settings of ZeRO. Its bucket is taken whole at every backward pass, so it is never larger than the model's gradients."""
     if stage == 0:
         return {"stage": 0}
     return {
         "stage": stage,
+        "reduce_bucket_size": bucket_size(parameters),
         "overlap_comm": torch.cuda.is_available(),
         "contiguous_gradients": True,
         "round_robin_gradients": False,
