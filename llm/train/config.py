@@ -144,17 +144,8 @@ def check(config: RunConfig, world_size: int, manifest: Manifest) -> None:
     """Every law that holds between settings, ranks and dataset, before a process group starts. Raises ConfigError, DataError."""
     if not config.name or "/" in config.name or config.name.startswith("."):
         raise ConfigError(f"name ({config.name!r}) names the run's folder; use letters, digits, dashes")
-    config.model.check("model")
-    config.train.check()
-    config.parallel.check()
+    check_ranks(config, world_size)
     config.data.check("data")
-    check_sequence(config, world_size)
-    _check_batch(config.train, data_ranks(config, world_size))
-    if config.train.precision == "bf16" and config.parallel.zero == 0:
-        raise ConfigError(
-            "train.precision (bf16) needs float32 master weights, which ZeRO stage 0 does not keep; "
-            "set parallel.zero=1, or train.precision=fp32"
-        )
     if config.data.packing == "contiguous":
         check_carried(config.model)
     vocabulary = manifest.tokenizer.vocabulary
@@ -165,6 +156,20 @@ def check(config: RunConfig, world_size: int, manifest: Manifest) -> None:
         )
     # refuses an empty split, sources shorter than a sequence, and settings of the order that cannot work
     TokenStream(manifest, "train", config.data, config.seed, config.train.batch)
+
+
+def check_ranks(config: RunConfig, world_size: int) -> None:
+    """The laws between model, settings of training and ranks, whatever the dataset. Raises ConfigError."""
+    config.model.check("model")
+    config.train.check()
+    config.parallel.check()
+    check_sequence(config, world_size)
+    _check_batch(config.train, data_ranks(config, world_size))
+    if config.train.precision == "bf16" and config.parallel.zero == 0:
+        raise ConfigError(
+            "train.precision (bf16) needs float32 master weights, which ZeRO stage 0 does not keep; "
+            "set parallel.zero=1, or train.precision=fp32"
+        )
 
 
 def check_sequence(config: RunConfig, world_size: int) -> None:

@@ -21,6 +21,7 @@ from llm.train.peak import measured_peak
 from llm.train.plot import plot_loss
 from llm.train.run_folder import RunFolder
 from llm.train.schedule import learning_rate
+from llm.train.sent import Sent
 from llm.train.stop import StopRequest
 from llm.train.validate import SPLIT, validate
 from llm.train.world import World
@@ -42,6 +43,7 @@ class Run:
     carried: Carried | None
     held_out: HeldOutBatches | None
     meter: Meter
+    sent: Sent
     writer: Writer | None
     step: int
 
@@ -71,7 +73,8 @@ def train(config: RunConfig, folder: RunFolder, world: World, manifest: Manifest
         carried = Carried.of(config, batches)
         if carried is not None and checkpoint is not None:
             carried.load(checkpoint, world)
-        run = Run(config, folder, world, engine, batches, carried, held_out, create_meter(config, world), writer, step)
+        meter, sent = create_meter(config, world), Sent(world, ranks)
+        run = Run(config, folder, world, engine, batches, carried, held_out, meter, sent, writer, step)
         with StopRequest() as stop:
             loop(run, stop)
         return run.step
@@ -94,7 +97,8 @@ def loop(run: Run, stop: StopRequest) -> None:
         micro_batches = next(run.batches)
         data_wait = time.perf_counter() - waiting
         lr = learning_rate(settings.schedule, settings.optimizer.lr, run.step, settings.steps)
-        result = optimizer_step(run.engine, micro_batches, lr, settings.clip, run.world, bool(stop), run.carried)
+        with run.sent:
+            result = optimizer_step(run.engine, micro_batches, lr, settings.clip, run.world, bool(stop), run.carried)
         run.meter.add(result, data_wait)
         saving = last or due(run.step, settings.checkpoint_every)
         logging = saving or due(run.step, settings.log_every)
@@ -116,7 +120,7 @@ def loop(run: Run, stop: StopRequest) -> None:
 
 def report(run: Run, lr: float, validating: bool) -> None:
     """Write a record, with validation where it is due; then the loss curve is drawn anew."""
-    record = run.meter.read(run.step, lr)
+    record = run.meter.read(run.step, lr) | run.sent.read()
     if run.config.data.on_corrupt == "substitute":
         # damaged sequences that other ones stand for, of all ranks since this start
         record["substituted"] = run.world.sum(torch.tensor(run.batches.stream.substituted, device=run.world.device)).item()

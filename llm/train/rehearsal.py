@@ -23,7 +23,7 @@ from llm.model import Decoder
 from llm.ops.cross_entropy import cross_entropy
 from llm.parallel import Ranks
 from llm.parallel.traffic import Traffic
-from llm.train.config import RunConfig, accumulation_of, micro_batch_of
+from llm.train.config import RunConfig, accumulation_of, data_ranks, micro_batch_of
 from llm.train.engine_bytes import EngineBytes, engine_bytes
 from llm.train.memory import LiveBytes
 from llm.train.precision import cast_model, casts_model
@@ -62,14 +62,27 @@ class Peak:
 
 
 class Rehearsal(NamedTuple):
-    """peak: of this rank. sent: bytes per step of this rank, by collective, to the ranks that share its sequences."""
+    """peak: of the rank that holds the most. sent: bytes per step, by collective, among all ranks that share sequences."""
 
     peak: Peak
     sent: Counter
 
 
-def rehearse(config: RunConfig, world_size: int, rank: int = 0) -> Rehearsal:
-    """Of a checked config whose precision is resolved. rank: of those that share a sequence. No process group may be up."""
+def rehearse(config: RunConfig, world_size: int) -> Rehearsal:
+    """Of a checked config whose precision is resolved. No process group may be up."""
+    size = config.parallel.sequence
+    # of the ranks that share a sequence, those between the first and the last do alike
+    alike = {0: 1, 1: size - 2, size - 1: 1} if size > 2 else dict.fromkeys(range(size), 1)
+    found = {rank: rehearse_rank(config, world_size, rank) for rank in alike}
+    sent: Counter = Counter()
+    for rank, times in alike.items():
+        for collective, each in found[rank].sent.items():
+            sent[collective] += each * times * data_ranks(config, world_size)
+    return Rehearsal(max((one.peak for one in found.values()), key=lambda peak: peak.total), sent)
+
+
+def rehearse_rank(config: RunConfig, world_size: int, rank: int) -> Rehearsal:
+    """Of one rank of those that share a sequence."""
     with fake_ranks(config, rank) as ranks, FakeTensorMode(), LiveBytes() as live, Traffic() as traffic:
         decoder = _decoder(config)
         parts = list(_parts(decoder, config, micro_batch_of(config, world_size), ranks, live, traffic))
