@@ -29,10 +29,13 @@ LAYERS = {
 
 
 def config_of(zero: int, micro_batch: int, precision: str = "fp32", **train: Any) -> RunConfig:
+    # bf16 changes retention's gradient beyond comparing: the group norm of a document's first token turns on the sign of q k
+    names = [name for name in LAYERS if precision == "fp32" or name != "r"]
+    layers = {name: LAYERS[name] for name in names}
     return build_config(
         {
             "name": "split",
-            "model": {"width": 32, "depth": 5, "vocab_size": VOCABULARY, "layers": LAYERS, "pattern": list(LAYERS)},
+            "model": {"width": 32, "depth": len(names), "vocab_size": VOCABULARY, "layers": layers, "pattern": names},
             "data": {"manifest": "-", "sequence_length": T},
             "train": {
                 "steps": 20,
@@ -134,15 +137,15 @@ BF16 = [config_of(zero, micro, "bf16") for zero in (1, 2, 3) for micro in (4, 1)
 
 @pytest.mark.parametrize("configs", [FEW, pytest.param([*MORE, *BF16], marks=pytest.mark.slow)], ids=["few", "more"])
 def test_the_gradient_of_a_grid_is_that_of_one_rank(configs: list[RunConfig]) -> None:
-    oracle = one_rank(configs[0])
-    assert min(oracle["norms"]) > CLIP
     for config, found in zip(configs, run_ranks(all_of_them, RANKS, configs, timeout=280)[0], strict=True):
+        oracle = one_rank(config)
+        assert min(oracle["norms"]) > CLIP
         what = f"ZeRO {config.parallel.zero}, {config.train.precision}, micro-batch {config.train.micro_batch}"
         if config.train.precision == "bf16":
             # one rank's own rounding, twice
             noisy = one_rank(config, "bf16")
             noise = difference(noisy["gradients"], oracle["gradients"])
-            assert 1e-3 < noise < 0.1, noise
+            assert 1e-3 < noise < 0.05, noise
             assert difference(found["gradients"], oracle["gradients"]) <= 2 * noise, what
             assert found["losses"] == pytest.approx(oracle["losses"], rel=0, abs=0.02), what
             continue
