@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
+from llm.config import build
 from llm.docs import Docs
 from llm.model import Decoder, ModelConfig, model_kinds
-from llm.config import build
 from llm.parallel import Ranks
 from llm.testing import run_ranks
 from llm.train.memory import LiveBytes

@@ -69,6 +69,7 @@ def generate(model: Decoder | SplitDecoder, prompt: list[int], sampling: Samplin
         out = model(torch.tensor([prompt], device=device), last_only=True)
         if isinstance(model, SplitDecoder) and not model.ranks.first:
             return
+        assert out.logits is not None
         logits_Z, state = out.logits[0, 0], out.state
         for n in range(sampling.tokens):
             token = choose(logits_Z, sampling, generator)

@@ -29,9 +29,7 @@ class SplitDecoder:
         return getattr(self.decoder, name)
 
     @torch.no_grad()
-    def __call__(
-        self, tokens_BT: Tensor, state: State | None = None, docs: Docs | None = None, last_only: bool = False
-    ) -> Output:
+    def __call__(self, tokens_BT: Tensor, state: State | None = None, docs: Docs | None = None, last_only: bool = False) -> Output:
         length = tokens_BT.shape[1]
         each = length // self.ranks.size
         split, first = each * self.ranks.size, self.ranks.rank * each

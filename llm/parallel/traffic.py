@@ -1,6 +1,6 @@
 """What a rank sends: bytes and calls by collective, counted where torch hands them to the process group, forward and backward.
 
-The counting stands in the dispatcher at the collectives alone, as what runs for their Autograd key before they are passed on; nothing
+The counting stands in the dispatcher at the collectives alone: it runs for their Autograd key and passes them on. Nothing
 else is slowed down, so a run counts at every step.
 
 A rank that gives x bytes to a group of n sends, by the usual algorithms: all-gather (n - 1) x, all-to-all what is not its own,
@@ -20,7 +20,7 @@ AFTER_AUTOGRAD = torch._C._after_autograd_keyset
 
 
 class Traffic:
-    """Use in a `with` block, as often as you like: it goes on counting. bytes, calls: by (name of the process group, collective)."""
+    """Use in a `with` block, as often as you like: it goes on counting. bytes, calls: by (process group's name, collective)."""
 
     counting: ClassVar[list["Traffic"]] = []
 

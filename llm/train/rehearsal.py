@@ -17,7 +17,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from llm.block import Block
 from llm.docs import Docs
 from llm.model import Decoder
 from llm.ops.cross_entropy import cross_entropy
@@ -130,8 +129,9 @@ def _parts(
     length = config.data.sequence_length
     tokens = length // (1 if ranks is None else ranks.size)
     docs = Docs(torch.zeros(rows, length, dtype=torch.bool))
-    # what all layers share is not any one's
-    docs.id_BT, docs.since_start_BT
+    # made once for all layers, so no one's
+    shared = docs.id_BT, docs.since_start_BT
+    assert all(x.shape == docs.shape for x in shared)
     ids = torch.zeros(rows, tokens, dtype=torch.long)
     autocast = config.train.precision == "bf16" and not casts_model(config)
 
@@ -146,8 +146,8 @@ def _parts(
     found: dict[str, Part] = {}
     for name, block in zip(config.model.layer_names(), decoder.blocks, strict=True):
         if name not in found:
-            run = _block(block, config, docs, ranks)
-            found[name] = measured(f"layer {name} ({block.mixer.config.kind})", run, list(block.parameters()), x_BTD)
+            kind, run = config.model.layers[name].mixer.kind, _block(block, config, docs, ranks)
+            found[name] = measured(f"layer {name} ({kind})", run, list(block.parameters()), x_BTD)
         yield found[name]
     head = decoder.embedding if decoder.head is None else decoder.head
 
@@ -196,9 +196,7 @@ def _peak(parts: list[Part], engine: EngineBytes, accumulation: int) -> Peak:
     peaks: list[Peak] = []
 
     def at(gradients: int, activations: int, at_work: int, where: str, buffers: int = engine.backward) -> None:
-        peaks.append(
-            Peak(engine.parameters, engine.optimizer, engine.always + buffers, gradients, activations, at_work, where)
-        )
+        peaks.append(Peak(engine.parameters, engine.optimizer, engine.always + buffers, gradients, activations, at_work, where))
 
     gradients, activations = engine.waiting if accumulation > 1 else 0, 0
     for part in parts:

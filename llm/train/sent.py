@@ -14,7 +14,7 @@ KINDS = ("sequence", "zero")
 class Sent(Traffic):
     """Use in a `with` block around each step. ranks: those that share a sequence with this one; None: none does.
 
-    `sequence` is what goes between these, `zero` all else: gradients and weights, and the two numbers of a step that ranks agree on.
+    `sequence` is what goes between these, `zero` all else: gradients, weights, and the two numbers of a step that ranks agree on.
     """
 
     def __init__(self, world: World, ranks: Ranks | None):
@@ -27,7 +27,7 @@ class Sent(Traffic):
         self.steps += 1
 
     def read(self) -> dict[str, float]:
-        """Per step since the last reading, all ranks together: `sent/KIND/COLLECTIVE/bytes` and `/calls`. All ranks call it together."""
+        """Per step since the last reading and of all ranks, which call it together: `sent/KIND/COLLECTIVE/bytes` and `/calls`."""
         if self.world.size == 1:
             return {}
         table = torch.zeros(2, len(KINDS), len(SHARES), dtype=torch.float64)
