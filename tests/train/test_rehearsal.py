@@ -58,7 +58,7 @@ def held(rank: int, config: RunConfig) -> int:
             if step == 1:
                 live.restart()
             micro_batches = [batch.part(*place(config, world)[1])] * accumulation_of(config, RANKS)
-            optimizer_step(engine, micro_batches, 1e-3, 1.0, world, stop=False)
+            optimizer_step(engine, micro_batches, 1e-3, 1.0, world)
     engine.destroy()
     return live.peak
 

@@ -60,7 +60,7 @@ def two_steps(rank: int, config: RunConfig) -> dict[str, float]:
     for _ in range(2):
         with sent:
             batches = [whole.part(*place(config, world)[1])] * accumulation_of(config, RANKS)
-            optimizer_step(engine, batches, 1e-3, 1.0, world, stop=False)
+            optimizer_step(engine, batches, 1e-3, 1.0, world)
     engine.destroy()
     return sent.read()
 

@@ -107,7 +107,7 @@ def steps_of(rank: int, config: RunConfig) -> dict[str, Any]:
     for step in range(1, STEPS + 1):
         share = batch_of(step).split(ROWS // 2)[reader]
         micro_batches = [micro.part(*part) for micro in share.split(config.train.micro_batch or 1)]
-        result = optimizer_step(engine, micro_batches, 1e-3, config.train.clip, world, stop=False)
+        result = optimizer_step(engine, micro_batches, 1e-3, config.train.clip, world)
         found["losses"].append((world.sum(result.loss_sum) / result.scored).item())
         found["norms"].append(float(result.grad_norm))
     engine.destroy()
