@@ -134,6 +134,12 @@ def refused(main, words: list[str], sentence: str, folder: Path, capsys) -> None
             ["configs/exp/tiny.yaml", "parallel.sequence=3"],
             "data.sequence_length (64) must be a multiple of parallel.sequence (3); use 63 or 66",
         ),
+        (describe.main, ["configs/exp/tiny.yaml", "ranks=0"], "ranks (0) is how many processes train"),
+        (
+            describe.main,
+            ["configs/exp/tiny.yaml", "parallel.sequence=4", "ranks=6"],
+            "parallel.sequence (4) must divide the ranks (6); use one of [1, 2, 3, 6]",
+        ),
         (describe.main, ["runs/old"], "runs/old is a folder"),
         (evaluate.main, ["--run", "nowhere", "perplexity"], "holds no checkpoint"),
         (evaluate.main, ["--run", "runs/old", "perplexty"], "did you mean 'perplexity'"),

@@ -72,14 +72,12 @@ def all_of_them(rank: int, configs: list[RunConfig]) -> list[int]:
     return [held(rank, config) for config in configs]
 
 
-FEW = [config_of(0), config_of(1, sequence=2, micro_batch=1), config_of(2, "bf16"), config_of(3, activation_checkpointing=True)]
+FEW = [config_of(1, sequence=2, micro_batch=1), config_of(2, "bf16"), config_of(3, activation_checkpointing=True)]
 MORE = [
     config_of(zero, precision, sequence, micro_batch, activation_checkpointing=recompute)
     for zero in (0, 1, 2, 3)
     for precision in (("fp32", "bf16") if zero else ("fp32",))
-    for sequence in (1, 2)
-    for micro_batch in (None, 1)
-    for recompute in (False, True)
+    for sequence, micro_batch, recompute in ((1, None, False), (1, 1, True), (2, 1, False))
 ]
 
 

@@ -75,11 +75,9 @@ def all_of_them(rank: int, configs: list[RunConfig]) -> list[dict[str, float]]:
 
 
 ALL = list(LAYERS)
-BRAIDS = {
-    "auto": config_of(ALL, "auto"),
-    "state, checkpointing": config_of(AFFINE, "state", activation_checkpointing=True),
-}
+BRAIDS = {"auto": config_of(ALL, "auto")}
 MORE_BRAIDS = {
+    "state, checkpointing": config_of(AFFINE, "state", activation_checkpointing=True),
     "heads": config_of(ALL, "heads"),
     "pipelined": config_of(ALL, "pipelined"),
     "bf16": config_of(ALL, "auto", precision="bf16"),
