@@ -111,14 +111,12 @@ def with_flops(path: Path, family: str, runs) -> str:
 
 
 def test_two_families_are_compared_at_equal_flops_and_hours(tmp_path):
+    form, out = FORMS["chinchilla"], tmp_path / "out"
     tables = [
-        with_flops(
-            tmp_path / f"{seed}.csv", f"{name}/1", runs_of(FORMS["chinchilla"], CHINCHILLA, isoflop_design(5, 5), 0.003, seed)
-        )
+        with_flops(tmp_path / f"{seed}.csv", f"{name}/1", runs_of(form, CHINCHILLA, isoflop_design(5, 5), 0.003, seed))
         for seed, name in enumerate(("plain", "other"))
     ]
-    out = tmp_path / "out"
-    assert main(["scaling", *tables, f"out={out}", *QUICK, "hold_out=0", "forms=[chinchilla]"]) == 0
+    assert main(["--out", str(out), "scaling", *tables, *QUICK, "hold_out=0", "forms=[chinchilla]"]) == 0
     report = json.loads((out / "scaling.json").read_text())
     assert report["families"]["plain/1"]["flops"]["q"] == pytest.approx(0.9)
     assert {each["unit"] for each in report["comparisons"]} == {"FLOPs", "hours"}
@@ -146,7 +144,7 @@ def test_errors_are_a_sentence_and_a_status(tmp_path, capsys):
     assert main(["scaling", str(tmp_path / "runs.csv"), f"out={tmp_path / 'runs.csv'}"]) == 2
     assert "cannot be made" in capsys.readouterr().err
     assert main(["perplexity"]) == 2
-    assert "needs a model" in capsys.readouterr().err
+    assert "evaluates a model" in capsys.readouterr().err
 
 
 def test_a_folder_of_runs_is_a_table(tmp_path):
