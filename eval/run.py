@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     given = parser.parse_args(without_local_rank(sys.argv[1:] if argv is None else argv))
     try:
         if given.words[0] in WITHOUT_MODEL:
-            WITHOUT_MODEL[given.words[0]](given.words[1:])
+            WITHOUT_MODEL[given.words[0]]([*given.words[1:], *([f"out={given.out}"] if given.out else [])])
             return 0
         settle()
         plan = read_plan(given.words)
