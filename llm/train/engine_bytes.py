@@ -1,8 +1,9 @@
 """What DeepSpeed's engine holds on a rank, in bytes: arithmetic on its buffers, read in DeepSpeed 0.19.8 and measured by the tests.
 
-P: parameters; N: ranks; AdamW keeps two float32 numbers per parameter, ZeRO a float32 master of each.
+P: parameters; N: ranks. AdamW keeps two float32 numbers per parameter, Muon one, ZeRO a float32 master of each. What is offloaded to
+the host (`parallel.offload=optimizer`) does not count.
 
-| stage | parameters | master, moments | gradients | buckets |
+| stage | parameters | master, AdamW's moments | gradients | buckets |
 |---|---|---|---|---|
 | 0 | P | 8 P | P, of autograd | P, flattened, after the last backward pass |
 | 1 | P | 12 P / N | P, of autograd; in bf16 as much in float32 beside them | one, in float32 |
@@ -16,13 +17,13 @@ import torch
 
 from llm.model import Decoder
 from llm.train.config import RunConfig
+from llm.train.optimizer import parameter_groups
 
 BUCKET = 500_000_000
 # two buckets, where reducing one goes on while the other fills
 BUCKETS = 2 if torch.cuda.is_available() else 1
 # at stage 3, weights gathered at once
 GATHERED = 1_000_000_000
-MASTER_AND_MOMENTS, MOMENTS = 12, 8
 
 
 class EngineBytes(NamedTuple):
@@ -52,9 +53,13 @@ def engine_bytes(config: RunConfig, decoder: Decoder, ranks: int, accumulation: 
     sizes = [(p.numel(), p.element_size()) for p in decoder.parameters()]
     count, own = sum(n for n, _ in sizes), sum(n * size for n, size in sizes)
     master, share, bucket = 4 * count, 4 * count // ranks, BUCKETS * bucket_size(count)
+    groups = parameter_groups(config.train.optimizer, decoder)
+    moments = sum((4 if group["orthogonal"] else 8) * sum(p.numel() for p in group["params"]) for group in groups)
     if stage == 0:
-        return EngineBytes(own, MOMENTS * count, 0, 0, own, own, alone)
-    optimizer = MASTER_AND_MOMENTS * count // ranks
+        return EngineBytes(own, moments, 0, 0, own, own, alone)
+    optimizer = (master + moments) // ranks
+    if config.parallel.offload == "optimizer":
+        optimizer = 0
     if stage == 1:
         casts = own < master
         return EngineBytes(own, optimizer, 0, 4 * bucket, share + casts * alone * master, master, casts or alone)

@@ -113,13 +113,9 @@ def fake_ranks(config: RunConfig, rank: int) -> Iterator[Ranks | None]:
 
 def _decoder(config: RunConfig) -> Decoder:
     decoder = Decoder(config.model)
-    if casts_model(config):
+    if config.train.precision == "bf16":
+        # at stage 3 as it is gathered
         cast_model(decoder)
-    elif config.train.precision == "bf16":
-        # stage 3 gathers these in bf16
-        for module in decoder.modules():
-            if isinstance(module, nn.Linear):
-                module.weight.data = module.weight.data.to(torch.bfloat16)
     return decoder
 
 
@@ -152,7 +148,7 @@ def _parts(
     head = decoder.embedding if decoder.head is None else decoder.head
 
     def loss(x: Tensor) -> Tensor:
-        return cross_entropy(decoder.norm(x).flatten(0, 1), head.to(x.dtype), ids.flatten())
+        return cross_entropy(decoder.norm(x).flatten(0, 1), head.to(x.dtype), ids.flatten())[0]
 
     yield measured("loss and logits", loss, [head, *decoder.norm.parameters()], x_BTD)
 
