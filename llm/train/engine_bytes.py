@@ -1,6 +1,6 @@
 """What DeepSpeed's engine holds on a rank, in bytes: arithmetic on its buffers, read in DeepSpeed 0.19.8 and measured by the tests.
 
-P: parameters; N: ranks. AdamW keeps two float32 numbers per parameter, Muon one, ZeRO a float32 master of each. What is offloaded to
+P: parameters; N: ranks. AdamW keeps two float32 numbers per parameter, Muon one; ZeRO keeps a float32 master of each. What goes to
 the host (`parallel.offload=optimizer`) does not count.
 
 | stage | parameters | master, AdamW's moments | gradients | buckets |
