@@ -42,7 +42,7 @@ class Pace(Protocol):
 @dataclass(frozen=True)
 class Subject:
     """A loaded model. dataset: that it was trained on, if known. trained: of our own runs. origin: for reports. pace: where each
-    call of the model is one of all ranks, what keeps them in step.
+    call of the model is one of all ranks, what keeps them in step. split: whether all ranks read each text together.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Subject:
     dataset: DataConfig | None = None
     trained: Trained | None = None
     pace: Pace | None = None
+    split: bool = False
 
     def manifest(self, dataset: str | None = None) -> Manifest:
         """A prepared dataset, or the one that the model was trained on. Raises DataError, ConfigError."""

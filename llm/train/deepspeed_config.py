@@ -22,6 +22,7 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
     """DeepSpeed's dict. Learning rates are set by the loop at every step, so it names no scheduler."""
     stage = config.parallel.zero
     micro_batch, accumulation = micro_batch_of(config, world_size), accumulation_of(config, world_size)
+    parameters = model_cost(config.model, config.data.sequence_length).parameters
     settings: dict[str, Any] = {
         # more than the batch where rows that are not scored make the ranks' shares alike
         "train_batch_size": world_size * micro_batch * accumulation,
@@ -29,9 +30,7 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
         "gradient_accumulation_steps": accumulation,
         # at stage 0 the loop clips, because DeepSpeed would keep the norm to itself
         "gradient_clipping": (config.train.clip or 0.0) if stage else 0.0,
-        "zero_optimization": zero_section(
-            stage, model_cost(config.model, config.data.sequence_length).parameters, config.parallel.offload
-        ),
+        "zero_optimization": zero_section(stage, parameters, config.parallel.offload),
         # torch's fused AdamW runs on CPUs too, and needs no build as DeepSpeed's does
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1 << 60,
@@ -51,7 +50,7 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
     return settings
 
 
-def zero_section(stage: int, parameters: int, offload: str) -> dict[str, Any]:
+def zero_section(stage: int, parameters: int, offload: str = "none") -> dict[str, Any]:
     """Settings of ZeRO. Its bucket is taken whole at every backward pass, so it is never larger than the model's gradients."""
     if stage == 0:
         return {"stage": 0}

@@ -1,13 +1,14 @@
 """What DeepSpeed's engine holds on a rank, in bytes: arithmetic on its buffers, read in DeepSpeed 0.19.8 and measured by the tests.
 
-P: parameters; N: ranks; M: moments, two float32 numbers per parameter with AdamW and one with Muon; ZeRO keeps a float32 master.
+P: parameters; N: ranks. AdamW keeps two float32 numbers per parameter, Muon one; ZeRO keeps a float32 master of each. What goes to
+the host (`parallel.offload=optimizer`) does not count.
 
-| stage | parameters | master, moments | gradients | buckets |
+| stage | parameters | master, AdamW's moments | gradients | buckets |
 |---|---|---|---|---|
-| 0 | P | M | P, of autograd | P, flattened, after the last backward pass |
-| 1 | P | (4 P + M) / N | P, of autograd; in bf16 as much in float32 beside them | one, in float32 |
-| 2 | P | (4 P + M) / N | P / N in float32 | one, in the weights' dtype |
-| 3 | P / N, and those gathered | (4 P + M) / N | P / N in float32 | one for each dtype |
+| 0 | P | 8 P | P, of autograd | P, flattened, after the last backward pass |
+| 1 | P | 12 P / N | P, of autograd; in bf16 as much in float32 beside them | one, in float32 |
+| 2 | P | 12 P / N | P / N in float32 | one, in the weights' dtype |
+| 3 | P / N, and those gathered | 12 P / N | P / N in float32 | one for each dtype |
 """
 
 from typing import NamedTuple
@@ -51,12 +52,14 @@ def engine_bytes(config: RunConfig, decoder: Decoder, ranks: int, accumulation: 
     stage, alone = config.parallel.zero, accumulation == 1
     sizes = [(p.numel(), p.element_size()) for p in decoder.parameters()]
     count, own = sum(n for n, _ in sizes), sum(n * size for n, size in sizes)
-    groups = parameter_groups(config.train.optimizer, decoder)
-    moments = sum((4 if group["orthogonal"] else 8) * parameter.numel() for group in groups for parameter in group["params"])
     master, share, bucket = 4 * count, 4 * count // ranks, BUCKETS * bucket_size(count)
+    groups = parameter_groups(config.train.optimizer, decoder)
+    moments = sum((4 if group["orthogonal"] else 8) * sum(p.numel() for p in group["params"]) for group in groups)
     if stage == 0:
         return EngineBytes(own, moments, 0, 0, own, own, alone)
     optimizer = (master + moments) // ranks
+    if config.parallel.offload == "optimizer":
+        optimizer = 0
     if stage == 1:
         casts = own < master
         return EngineBytes(own, optimizer, 0, 4 * bucket, share + casts * alone * master, master, casts or alone)

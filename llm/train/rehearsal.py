@@ -114,7 +114,7 @@ def fake_ranks(config: RunConfig, rank: int) -> Iterator[Ranks | None]:
 def _decoder(config: RunConfig) -> Decoder:
     decoder = Decoder(config.model)
     if config.train.precision == "bf16":
-        # at stage 3 as they are gathered
+        # at stage 3 as it is gathered
         cast_model(decoder)
     return decoder
 

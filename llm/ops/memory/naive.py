@@ -21,7 +21,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
 from llm.ops.rotary import rotary
@@ -90,7 +89,7 @@ def counted(position_BT: Tensor | None, x_BTHV: Tensor) -> Tensor:
 
 def most(count_B: Tensor, otherwise: int) -> int:
     """The largest, read from the host; `otherwise` of a tensor without values (FakeTensor), which a rehearsal runs on."""
-    return otherwise if isinstance(count_B, FakeTensor) else int(count_B.max())
+    return int(count_B.max()) if type(count_B) is Tensor else otherwise
 
 
 def rates(gates: Tensor, step_max: float) -> tuple[Tensor, Tensor, Tensor]:
