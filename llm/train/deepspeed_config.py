@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from llm.model import Decoder
 from llm.parallel import Ranks
 from llm.train.config import RunConfig, accumulation_of, micro_batch_of
-from llm.train.precision import casts_model
+from llm.train.precision import KEPT_WHOLE, casts_model
 
 
 def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
@@ -58,6 +58,7 @@ def zero_section(stage: int, offload: str = "none") -> dict[str, Any]:
         # in the order of parameters, and one flat tensor per group: as llm/train/layout.py has it
         "round_robin_gradients": False,
         "sub_group_size": 10**12,
+        "stage3_param_persistence_threshold": KEPT_WHOLE,
     }
     if offload == "optimizer":
         section["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}

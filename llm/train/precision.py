@@ -10,6 +10,8 @@ from llm.model import Decoder
 from llm.train.config import RunConfig
 
 AUTOCAST_STAGE = 3
+# values of a parameter up to which every rank keeps it whole under stage 3, from the first step on, as it is and not in bf16
+KEPT_WHOLE = 100_000
 
 
 def resolved(config: RunConfig, device: torch.device) -> tuple[RunConfig, str]:
@@ -43,7 +45,7 @@ def casts_model(config: RunConfig) -> bool:
 @torch.no_grad()
 def prepare(model: Decoder, config: RunConfig) -> None:
     """For bf16 at stages 1 and 2 parameters become bf16, at stage 3 they are gathered and reduced in it; except those whose role is
-    kept in float32.
+    kept in float32, and small ones at stage 3: gathered in bf16 at the first step, they would be float32 at the next.
     """
     if config.train.precision != "bf16":
         return
@@ -53,6 +55,6 @@ def prepare(model: Decoder, config: RunConfig) -> None:
             continue
         if casts_model(config):
             parameter.data = parameter.data.to(torch.bfloat16)
-        else:
+        elif parameter.numel() > KEPT_WHOLE:
             # what DeepSpeed's `lower_precision_safe_modules` sets on parameters of whole classes of modules
             parameter.comm_dtype = torch.bfloat16  # type: ignore[attr-defined]
