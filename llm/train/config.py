@@ -17,6 +17,7 @@ from llm.model import ModelConfig, model_kinds
 from llm.parallel import Mode
 from llm.train.optimizer import OPTIMIZERS, AdamWConfig
 from llm.train.schedule import ScheduleConfig
+from llm.train.scheduled import EvaluateConfig
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class TrainConfig:
     checkpoint_async: bool = True
     peak_flops: float | None = None
     tensorboard: bool = True
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def check(self) -> None:
         """Raises ConfigError."""
@@ -71,6 +73,7 @@ class TrainConfig:
             raise ConfigError(f"train.z_loss ({self.z_loss}) must be finite and not negative; 0 switches it off, PaLM has 1e-4")
         self.optimizer.check("train.optimizer")
         self.schedule.check("train.schedule", self.steps)
+        self.evaluate.check("train.evaluate")
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,7 @@ def zero_section(stage: int, offload: str = "none") -> dict[str, Any]:
 class LossOnly(nn.Module):
     """The decoder as the engine runs it: the summed loss, a scalar, comes out, and the state where it is carried on.
 
+    Without labels, logits and state, of a sequence that this rank has to itself.
     z_sum: with a z-loss, the sum of log^2 Z over the micro-batches since `take_z_sum`.
     """
 
@@ -77,6 +78,9 @@ class LossOnly(nn.Module):
         self.z_sum: Tensor | None = None
 
     def forward(self, tokens_BT, labels_BT, docs, state=None, carry=False):
+        if labels_BT is None:
+            out = self.decoder(tokens_BT, state, docs)
+            return out.logits, out.state
         out = self.decoder(tokens_BT, state, docs, labels_BT, ranks=self.ranks, z_loss=self.z_loss)
         if self.z_loss and self.training:
             self.z_sum = out.z_sum if self.z_sum is None else self.z_sum + out.z_sum

@@ -25,6 +25,7 @@ from llm.train.plot import plot_loss
 from llm.train.run_folder import RunFolder
 from llm.train.save import Saver
 from llm.train.schedule import learning_rate
+from llm.train.scheduled import Evaluation
 from llm.train.stop import StopRequest
 from llm.train.validate import SPLIT, validate
 from llm.train.world import World
@@ -35,7 +36,7 @@ BACKWARD_AND_FORWARD = 3
 @dataclass
 class Run:
     """All that the loop holds. carried: states from step to step, if they are. held_out: None when the dataset has no validation
-    split. writer: on the first rank.
+    split. evaluate: what `train.evaluate` asks for. writer: on the first rank.
     """
 
     config: RunConfig
@@ -45,13 +46,14 @@ class Run:
     batches: Batches
     carried: Carried | None
     held_out: HeldOutBatches | None
+    evaluate: Evaluation | None
     meter: Meter
     writer: Writer | None
     saver: Saver
     step: int
 
 
-def train(config: RunConfig, folder: RunFolder, world: World, manifest: Manifest) -> int:
+def train(config: RunConfig, folder: RunFolder, world: World, manifest: Manifest, evaluate: Evaluation | None = None) -> int:
     """Train from scratch or from the newest whole checkpoint, to the last step or a stop signal. Returns the step reached.
 
     The process group is up, `config` is checked, its precision resolved. Raises DataError, CheckpointError.
@@ -85,7 +87,8 @@ def train(config: RunConfig, folder: RunFolder, world: World, manifest: Manifest
         carried = Carried.of(config, batches)
         if carried is not None and checkpoint is not None:
             carried.load(checkpoint, world)
-        run = Run(config, folder, world, engine, batches, carried, held_out, create_meter(config, world), writer, saver, step)
+        meter = create_meter(config, world)
+        run = Run(config, folder, world, engine, batches, carried, held_out, evaluate, meter, writer, saver, step)
         with StopRequest() as stop:
             loop(run, stop)
         return run.step
@@ -119,28 +122,31 @@ def loop(run: Run, stop: StopRequest) -> None:
         run.saver.settle(written, failed)
         stopping = stops > 0
         validating = last or due(run.step, settings.validate_every)
-        if logging or stopping or validating:
-            report(run, lr, validating)
+        evaluating = run.evaluate is not None and due(run.step, settings.evaluate.every)
+        if logging or stopping or validating or evaluating:
+            report(run, lr, validating, evaluating)
         if saving or stopping:
             held = to_save(run.engine, run.world.rank, run.world.size)
             run.saver.save(held, run.step, run.batches.state(), run.carried, last=last or stopping)
         if stopping:
             say(run.world, f"stopped at step {run.step} on request; continue with `pretrain.py {run.folder.path}`")
             break
-        if logging or validating:
+        if logging or validating or evaluating:
             run.meter.skip()
     if run.writer is not None:
         run.writer.close()
 
 
-def report(run: Run, lr: float, validating: bool) -> None:
-    """Write a record, with validation where it is due; then the loss curve is drawn anew."""
+def report(run: Run, lr: float, validating: bool, evaluating: bool) -> None:
+    """Write a record, with validation and evaluation where they are due; then the loss curve is drawn anew."""
     record = run.meter.read(run.step, lr) | run.saver.stall()
     if run.config.data.on_corrupt == "substitute":
         # damaged sequences that other ones stand for, of all ranks since this start
         record["substituted"] = run.world.sum(torch.tensor(run.batches.stream.substituted, device=run.world.device)).item()
     if validating and run.held_out is not None:
         record |= validate(run.engine, run.held_out, run.world)
+    if evaluating and run.evaluate is not None:
+        record |= run.evaluate(run.engine, run.step)
     if run.writer is None:
         return
     run.writer.write(record)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
+from torch import nn
 
 from llm.init import ROLES, parameter_roles
 from llm.model import Decoder
@@ -42,19 +43,26 @@ def casts_model(config: RunConfig) -> bool:
     return config.train.precision == "bf16" and config.parallel.zero < AUTOCAST_STAGE
 
 
-@torch.no_grad()
 def prepare(model: Decoder, config: RunConfig) -> None:
     """For bf16 at stages 1 and 2 parameters become bf16, at stage 3 they are gathered and reduced in it; except those whose role is
     kept in float32, and small ones at stage 3: gathered in bf16 at the first step, they would be float32 at the next.
     """
-    if config.train.precision != "bf16":
-        return
-    roles = parameter_roles(model)
-    for name, parameter in model.named_parameters():
-        if ROLES[roles[name]].float32:
-            continue
-        if casts_model(config):
-            parameter.data = parameter.data.to(torch.bfloat16)
-        elif parameter.numel() > KEPT_WHOLE:
+    if casts_model(config):
+        cast_model(model)
+    elif config.train.precision == "bf16":
+        for parameter in (parameter for parameter in unpinned(model) if parameter.numel() > KEPT_WHOLE):
             # what DeepSpeed's `lower_precision_safe_modules` sets on parameters of whole classes of modules
             parameter.comm_dtype = torch.bfloat16  # type: ignore[attr-defined]
+
+
+@torch.no_grad()
+def cast_model(model: Decoder) -> None:
+    """Parameters to bf16, except those whose role is kept in float32."""
+    for parameter in unpinned(model):
+        parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def unpinned(model: Decoder) -> list[nn.Parameter]:
+    """Those whose role is not kept in float32."""
+    roles = parameter_roles(model)
+    return [parameter for name, parameter in model.named_parameters() if not ROLES[roles[name]].float32]

@@ -26,6 +26,7 @@ from llm.data.remote import CacheConfig
 from llm.errors import CheckpointError, ConfigError
 from llm.train.config import RunConfig, build_config
 from llm.train.schedule import ScheduleConfig
+from llm.train.scheduled import EvaluateConfig
 
 # Settings that change nothing of what is computed, but for the order of sums: they may differ when a run goes on.
 FREE = {
@@ -47,6 +48,7 @@ FREE = {
     "parallel.sequence",
     "parallel.mode",
     "train.peak_flops",
+    *(f"train.evaluate.{field.name}" for field in fields(EvaluateConfig)),
     "train.tensorboard",
 }
 # Settings that a run may go on with changed, or branch off with: what lies ahead, not what was computed.

@@ -3,7 +3,7 @@
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +18,16 @@ from llm.train.config import RunConfig, check, load_config
 from llm.train.init_from import check_source
 from llm.train.precision import resolved
 from llm.train.run_folder import AHEAD, FREE, RunFolder
+from llm.train.scheduled import Evaluation
 from llm.train.world import World
 
+Plan = Callable[[RunConfig, RunFolder, World], Evaluation]
 
-def pretrain(words: Sequence[str]) -> int:
+
+def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> int:
     """`FILE.yaml... key.path=value...` starts a run, or goes on with it; `runs/NAME` goes on. Returns the step reached.
+
+    plan_evaluation: makes what `train.evaluate` asks for.
 
     RANK, WORLD_SIZE and LOCAL_RANK are set. Everything that can be refused is refused before the process group starts.
 
@@ -36,6 +41,9 @@ def pretrain(words: Sequence[str]) -> int:
     config, why = resolved(config, world.device)
     changed = folder.check_same(config)
     check_branch(config)
+    evaluate = plan_evaluation(config, folder, world) if plan_evaluation and config.train.evaluate.every else None
+    if evaluate is None and config.train.evaluate.every:
+        raise ConfigError(f"train.evaluate.every ({config.train.evaluate.every}) needs evaluations; start with launch/pretrain.py")
     # one rank is enough to read the headers
     if world.first and config.init_from is not None and not checkpoints(folder.checkpoints):
         check_source(config)
@@ -56,7 +64,7 @@ def pretrain(words: Sequence[str]) -> int:
             why,
             *changed,
         )
-        step = train(config, folder, world, manifest)
+        step = train(config, folder, world, manifest, evaluate)
         say(world, f"{folder.path}: step {step} of {config.train.steps}; loss curve in {folder.report / 'loss.png'}")
         return step
     finally:
