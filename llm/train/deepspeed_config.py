@@ -15,7 +15,7 @@ from llm.model import Decoder
 from llm.parallel import Ranks
 from llm.train.config import RunConfig, accumulation_of, micro_batch_of
 from llm.train.engine_bytes import bucket_size
-from llm.train.precision import casts_model
+from llm.train.precision import KEPT_WHOLE, casts_model
 
 
 def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
@@ -62,6 +62,7 @@ def zero_section(stage: int, parameters: int, offload: str = "none") -> dict[str
         # in the order of parameters, and one flat tensor per group: as llm/train/layout.py has it
         "round_robin_gradients": False,
         "sub_group_size": 10**12,
+        "stage3_param_persistence_threshold": KEPT_WHOLE,
     }
     if offload == "optimizer":
         section["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
