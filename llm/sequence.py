@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llm.docs import Docs, Stretch
 from llm.ops import dispatch, rotary
+from llm.ops.attention.tiles import Scores
 from llm.ops.linear import summary as linear_summary
 from llm.ops.memory.naive import Context, Maps, Memory
 from llm.ops.recurrent.cells import CELLS
@@ -153,7 +154,7 @@ class Seq:
         `prefix`: keys and values `[n, G, *]` of no token, which every query sees. `soft_cap` c: scores are c tanh(score / c).
         """
         scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
-        settings = {"window": window, "scale": scale, "soft_cap": soft_cap}
+        scores = Scores(window, scale, soft_cap)
         keys = [f"{name}.{part}" for part in ("k", "v", "valid")]
         cache = tuple(self.state[key] for key in keys)
         cache = (cache[0].to(k_BTGK.dtype), cache[1].to(v_BTGV.dtype), cache[2])
@@ -165,7 +166,7 @@ class Seq:
             (q, k, v), (k_past, v_past, valid) = tokens, state
             k, v = torch.cat([k_past, k], 1), torch.cat([v_past, v], 1)
             shared = tuple(x.transpose(0, 1) for x in per_head) or None
-            y = dispatch.run("attention", stretch.tokens, q, k, v, valid, stretch.starts_BT, prefix=shared, **settings)
+            y = dispatch.run("attention", stretch.tokens, q, k, v, valid, stretch.starts_BT, prefix=shared, **scores._asdict())
             return (y,), across.cache(k, v, valid, stretch, window)
 
         call = Call(q_BTHK.shape[2], (q_BTHK, k_BTGK, v_BTGV), fixed, cache, (2, 2, None), run)
@@ -173,7 +174,7 @@ class Seq:
         if self.ranks is None:
             (y,), after = self._alone(op, call)
         else:
-            y, after = across.cross(op, call, self.ranks, self.here, self.whole, window)
+            y, after = across.cross(op, call, self.ranks, self.here, self.whole, scores)
         self.new_state |= dict(zip(keys, after, strict=True))
         return y
 

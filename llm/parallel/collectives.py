@@ -120,21 +120,30 @@ class _Shift(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x, ranks, step):
         ctx.ranks, ctx.step = ranks, step
-        return _shifted(x, ranks, step)
+        return shifting(x, ranks, step)()
 
     @staticmethod
     def backward(ctx: Any, dy):
-        return _shifted(dy, ctx.ranks, -ctx.step), None, None
+        return shifting(dy, ctx.ranks, -ctx.step)(), None, None
 
 
-def _shifted(x: Tensor, ranks: Ranks, step: int) -> Tensor:
+def shifting(x: Tensor, ranks: Ranks, step: int) -> Callable[[], Tensor]:
+    """Sends x to the rank `step` further on. What is returned waits for what the one as far before sent; zeros where none is.
+
+    Not differentiable.
+    """
     size, to, origin = x.numel(), ranks.rank + step, ranks.rank - step
     out_sizes = [size * (k == origin) for k in range(ranks.size)]
     in_sizes = [size * (k == to) for k in range(ranks.size)]
     got = x.new_empty(sum(out_sizes))
     sent = x.contiguous().flatten() if sum(in_sizes) else x.new_empty(0)
-    dist.all_to_all_single(got, sent, out_sizes, in_sizes, group=ranks.group)
-    return got.view_as(x) if sum(out_sizes) else torch.zeros_like(x)
+    work = dist.all_to_all_single(got, sent, out_sizes, in_sizes, group=ranks.group, async_op=True)
+
+    def wait() -> Tensor:
+        work.wait()
+        return got.view_as(x) if sum(out_sizes) else torch.zeros_like(x)
+
+    return wait
 
 
 class _FromLast(torch.autograd.Function):

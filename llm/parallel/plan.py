@@ -4,7 +4,7 @@ from typing import Literal, NamedTuple
 
 from llm.parallel.ranks import Mode
 
-Crossing = Literal["heads", "state", "pipelined", "halo", "gathered"]
+Crossing = Literal["heads", "state", "pipelined", "halo", "ring"]
 
 
 class Op(NamedTuple):
@@ -39,7 +39,7 @@ def choose(op: Op, size: int, tokens: int, mode: Mode) -> Crossing:
         near = op.reach > 0 and op.reach <= tokens
         if mode == "heads" or (mode == "auto" and divides and not near):
             return "heads"
-        return "halo" if near else "gathered"
+        return "halo" if near else "ring"
     if mode == "auto":
         over_heads, by_state = (sent(op, crossing, size, tokens) for crossing in ("heads", "state"))
         if op.affine and not (divides and over_heads < by_state):
@@ -63,7 +63,13 @@ def sent(op: Op, crossing: Crossing, size: int, tokens: int, stream_bytes: int =
         return others * op.state * state_bytes
     # of attention all streams but the queries
     looked_at = sum(groups * width for groups, width in op.streams[op.family == "attention" :])
-    if crossing == "gathered":
-        return size * others * tokens * looked_at * stream_bytes
+    if crossing == "ring":
+        steps = ring_steps(size, tokens, op.reach or None)
+        return sum(size - step for step in range(1, steps + 1)) * tokens * looked_at * stream_bytes
     # of a window, which tokens are of the document at hand goes along, a byte each
     return others * op.reach * (looked_at * stream_bytes + (op.family == "attention"))
+
+
+def ring_steps(size: int, tokens: int, reach: int | None) -> int:
+    """How many ranks before its own a rank looks at, of `size` with `tokens` each. reach: tokens; None: all."""
+    return size - 1 if reach is None else min(size - 1, -(-reach // tokens))
