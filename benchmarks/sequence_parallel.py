@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from llm.mixers import MIXERS
 from llm.mixers.ops import ops_of
-from llm.parallel.plan import choose, sent
+from llm.parallel.plan import choose, sent, sent_back
 
 LAYERS = {
     "attention": {"heads": 16, "kv_heads": 4},
@@ -37,7 +37,7 @@ def per_token(kind: str, settings: dict, width: int, size: int, length: int, mod
     if mode == "state" and not all(op.affine for op in ops):
         return None
     crossings = [choose(op, size, tokens, mode) for op in ops]
-    return 2 * sum(sent(op, crossing, size, tokens) for op, crossing in zip(ops, crossings, strict=True)) / length
+    return sum(way(op, crossing, size, tokens) for op, crossing in zip(ops, crossings, strict=True) for way in (sent, sent_back)) / length
 
 
 def main() -> int:

@@ -170,7 +170,7 @@ class Seq:
             return (y,), across.cache(k, v, valid, stretch, window)
 
         call = Call(q_BTHK.shape[2], (q_BTHK, k_BTGK, v_BTGV), fixed, cache, (2, 2, None), run)
-        op = self._op(name, "attention", call, 0 if window is None else window - 1)
+        op = self._op(name, "attention", call, None if window is None else window - 1)
         if self.ranks is None:
             (y,), after = self._alone(op, call)
         else:
@@ -370,7 +370,7 @@ class Seq:
         self.new_state |= dict(zip(keys, after, strict=True))
         return y, read
 
-    def _op(self, name: str, family: str, call: Call, reach: int = 0, affine: bool = True, transition: int = 0) -> Op:
+    def _op(self, name: str, family: str, call: Call, reach: int | None = 0, affine: bool = True, transition: int = 0) -> Op:
         per_token = tuple((x.shape[2], x[0, 0].numel() // x.shape[2]) for x in call.tokens)
         state = sum(x[0].numel() for x in call.state)
         return Op(name, family, call.heads, reach, affine, state, transition, per_token, 0)

@@ -4,7 +4,7 @@ An op is a function of streams of tokens, per-head parameters and a state (`Call
 
 | | the op then sees | exchanged per pass |
 |---|---|---|
-| heads | all tokens of its heads: all-to-all before and after; groups that do not divide are gathered | the streams |
+| heads | all tokens of its heads, and of the groups that they read: all-to-all before and after (`dealing.py`) | the streams |
 | state | its own tokens, from a state composed of the summaries of the ranks before | the summaries, whatever the length |
 | pipelined | its own tokens, from the state of the rank before, row by row of the batch, waiting for it | the states |
 | halo | its own tokens, from the state of the rank before, which depends on few tokens before its end | the last tokens |
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from llm.parallel import collectives
+from llm.parallel.dealing import Deal, deal
 from llm.parallel.ranks import Ranks
 
 Tensors = tuple[Tensor, ...]
@@ -46,43 +47,39 @@ class Call:
 
 def over_heads(call: Call, ranks: Ranks, whole: Any) -> tuple[Tensors, Tensors]:
     """whole: the stretch of all ranks' tokens. The state behind it comes out whole where it is asked for."""
-    tokens = tuple(_of_my_heads(x, call.heads, ranks) for x in call.tokens)
-    per_head = tuple(_mine(x, 0, call.heads, ranks) for x in call.per_head)
-    state = tuple(x if dim is None else _mine(x, dim, call.heads, ranks) for x, dim in zip(call.state, call.head_dims, strict=True))
+    deals = lambda x, dim: deal(x.shape[dim], call.heads, ranks.size)  # noqa: E731
+    tokens = tuple(_of_my_heads(x, deals(x, 2), ranks) for x in call.tokens)
+    per_head = tuple(_mine(x, 0, deals(x, 0), ranks) for x in call.per_head)
+    states = [(x, dim) for x, dim in zip(call.state, call.head_dims, strict=True)]
+    state = tuple(x if dim is None else _mine(x, dim, deals(x, dim), ranks) for x, dim in states)
     outputs, after = call.run(tokens, per_head, state, whole)
     if ranks.states:
         after = tuple(
-            x if dim is None else _joined(x, dim, before.shape[dim], call.heads, ranks)
-            for x, dim, before in zip(after, call.head_dims, call.state, strict=True)
+            x if dim is None else _picked(collectives.gather(x, ranks, dim), dim, deals(before, dim).mine)
+            for x, (before, dim) in zip(after, states, strict=True)
         )
-    return tuple(collectives.to_time(y, ranks) for y in outputs), after
+    return tuple(collectives.to_time(y, ranks)[:, :, : call.heads] for y in outputs), after
 
 
-def _mine(x: Tensor, dim: int, heads: int, ranks: Ranks) -> Tensor:
-    """Of something that every rank has whole, what its heads read: their groups, or a copy for each of its heads."""
-    groups, size = x.shape[dim], heads // ranks.size
-    if groups % ranks.size == 0:
-        return x.narrow(dim, ranks.rank * (groups // ranks.size), groups // ranks.size)
-    read = [head * groups // heads for head in range(ranks.rank * size, (ranks.rank + 1) * size)]
-    return x.narrow(dim, read[0], 1) if read[0] == read[-1] else x.index_select(dim, torch.tensor(read, device=x.device))
+def _mine(x: Tensor, dim: int, of: Deal, ranks: Ranks) -> Tensor:
+    """Of something that every rank has whole, what its heads read."""
+    return _read(_picked(x, dim, of.groups[ranks.rank]), dim, of, ranks)
 
 
-def _joined(x: Tensor, dim: int, groups: int, heads: int, ranks: Ranks) -> Tensor:
-    """All groups of what ranks have of theirs, the inverse of `_mine`."""
-    everyone = collectives.gather(x, ranks, dim)
-    if groups % ranks.size == 0:
-        return everyone
-    # each rank has one copy for all of its heads, or one for each
-    copies = everyone.shape[dim]
-    first = [group * (heads // groups) * copies // heads for group in range(groups)]
-    return everyone.index_select(dim, torch.tensor(first, device=x.device))
+def _of_my_heads(x: Tensor, of: Deal, ranks: Ranks) -> Tensor:
+    """All tokens of what the rank's heads read: `[B, n T, heads or groups, ...]`."""
+    return _read(collectives.to_heads(_picked(x, 2, of.all_groups), ranks), 2, of, ranks)
 
 
-def _of_my_heads(x: Tensor, heads: int, ranks: Ranks) -> Tensor:
-    """All tokens of what the rank's heads read: `[B, n T, H / n or fewer groups, ...]`."""
-    if x.shape[2] % ranks.size == 0:
-        return collectives.to_heads(x, ranks)
-    return _mine(collectives.gather(x, ranks, 1), 2, heads, ranks)
+def _read(x: Tensor, dim: int, of: Deal, ranks: Ranks) -> Tensor:
+    return x if of.reads is None else _picked(x, dim, of.reads[ranks.rank])
+
+
+def _picked(x: Tensor, dim: int, entries: Sequence[int]) -> Tensor:
+    first = entries[0]
+    if list(entries) == list(range(first, first + len(entries))):
+        return x.narrow(dim, first, len(entries))
+    return x.index_select(dim, torch.tensor(entries, device=x.device))
 
 
 def pipelined(call: Call, ranks: Ranks, stretch: Any) -> tuple[Tensors, Tensors]:

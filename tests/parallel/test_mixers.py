@@ -1,6 +1,6 @@
-"""Every mixer with its sequence split over 2 and 4 ranks is the mixer on one: outputs, final state, every gradient, in float64.
+"""Every mixer with its sequence split over 2, 3 and 4 ranks is the mixer on one: outputs, final state, every gradient, in float64.
 
-Documents straddle every cut and one spans three ranks; lengths are no multiple of a chunk.
+Documents straddle every cut and one spans three ranks; lengths are no multiple of a chunk. Three ranks divide no number of heads.
 """
 
 import sys
@@ -43,14 +43,19 @@ def documents() -> Docs:
     return Docs(starts)
 
 
-def run(case: Case, ranks: Ranks, docs: Docs | None, fresh: bool) -> dict[str, torch.Tensor]:
+def tokens_over(size: int) -> int:
+    """As many as `size` ranks can share alike."""
+    return TOKENS // size * size
+
+
+def run(case: Case, ranks: Ranks, docs: Docs | None, fresh: bool, tokens: int) -> dict[str, torch.Tensor]:
     """Outputs, final state and gradients. The loss weighs every output and every entry of the final state."""
     mixer = case.mixer()
     state = None if fresh else leaves(carried(mixer))
-    mine = slice(ranks.rank * TOKENS // ranks.size, (ranks.rank + 1) * TOKENS // ranks.size)
-    x = streams(tokens=TOKENS)[:, mine].clone().requires_grad_()
+    mine = slice(ranks.rank * tokens // ranks.size, (ranks.rank + 1) * tokens // ranks.size)
+    x = streams(tokens=tokens)[:, mine].clone().requires_grad_()
     y, final = mixer(x, state, docs, ranks)
-    loss = (y * streams(3, TOKENS)[:, mine]).sum()
+    loss = (y * streams(3, tokens)[:, mine]).sum()
     for k, name in enumerate(sorted(final)):
         if final[name].is_floating_point():
             # every rank has the final state, so each counts a part of it
@@ -78,23 +83,22 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 def applies(case: Case, mode: str, size: int) -> bool:
-    """heads: where every op's heads divide."""
-    heads = dict(case.settings).get("heads", 4)
-    return mode != "heads" or heads % size == 0
+    """heads: where every rank gets one."""
+    return mode != "heads" or dict(case.settings).get("heads", 4) >= size
 
 
 def all_of_them(rank: int, size: int, only: list[int]) -> dict[str, tuple[float, str]]:
     """By case, mode and documents: the largest difference, and where it is."""
-    worst = {}
+    worst, tokens = {}, tokens_over(size)
+    here = slice(rank * tokens // size, (rank + 1) * tokens // size)
     for k in only:
-        case = CASES[k]
-        for docs, fresh in ((documents(), False), (None, True), (documents(), True)):
-            whole = run(case, Ranks(0, 1), docs, fresh)
-            here = slice(rank * TOKENS // size, (rank + 1) * TOKENS // size)
+        case, packed = CASES[k], documents()[:tokens]
+        for docs, fresh in ((packed, False), (None, True), (packed, True)):
+            whole = run(case, Ranks(0, 1), docs, fresh, tokens)
             whole |= {name: whole[name][:, here] for name in ("y", "dx")}
             for mode in MODES:
                 if applies(case, mode, size):
-                    split = run(case, Ranks(rank, size, mode=mode), docs, fresh)
+                    split = run(case, Ranks(rank, size, mode=mode), docs, fresh, tokens)
                     assert split.keys() == whole.keys()
                     name = f"{label(case)} {mode} {'packed' if docs else 'one document'} {'fresh' if fresh else 'carried'}"
                     worst[name] = max((difference(split[part], whole[part]), part) for part in whole)
@@ -103,12 +107,13 @@ def all_of_them(rank: int, size: int, only: list[int]) -> dict[str, tuple[float,
 
 # one of each kind, and what four ranks alone can do: the long tier has all cases on four ranks
 FEW = [*range(len(MIXERS)), *range(len(CASES) - len(EXTRA), len(CASES))]
+UNEVEN = [k for k, case in enumerate(CASES) if dict(case.settings).get("heads", 4) == 4]
 
 
 @pytest.mark.parametrize(
     ("size", "only"),
-    [(2, range(len(CASES))), (4, FEW), pytest.param(4, range(len(CASES)), marks=pytest.mark.slow)],
-    ids=["2", "4", "4-all"],
+    [(2, range(len(CASES))), (3, UNEVEN), (4, FEW), *(pytest.param(n, range(len(CASES)), marks=pytest.mark.slow) for n in (3, 4))],
+    ids=["2", "3", "4", "3-all", "4-all"],
 )
 def test_split_over_ranks_is_one_rank(size: int, only: list[int]) -> None:
     found: list[dict[str, Any]] = run_ranks(all_of_them, size, size, list(only), timeout=500)
