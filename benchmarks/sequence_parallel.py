@@ -37,7 +37,10 @@ def per_token(kind: str, settings: dict, width: int, size: int, length: int, mod
     if mode == "state" and not all(op.affine for op in ops):
         return None
     crossings = [choose(op, size, tokens, mode) for op in ops]
-    return sum(way(op, crossing, size, tokens) for op, crossing in zip(ops, crossings, strict=True) for way in (sent, sent_back)) / length
+    return (
+        sum(way(op, crossing, size, tokens) for op, crossing in zip(ops, crossings, strict=True) for way in (sent, sent_back))
+        / length
+    )
 
 
 def main() -> int:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from llm.parallel import collectives
 from llm.parallel.dealing import Deal, deal
+from llm.parallel.plan import Op, choose
 from llm.parallel.ranks import Ranks
 
 Tensors = tuple[Tensor, ...]
@@ -45,7 +46,35 @@ class Call:
     run: Callable[[Tensors, Tensors, Tensors, Any], tuple[Tensors, Tensors]]
 
 
-def over_heads(call: Call, ranks: Ranks, whole: Any) -> tuple[Tensors, Tensors]:
+Crossed = tuple[Tensors, Tensors]
+ByState = Callable[[Ranks], Crossed]
+
+
+def op_of(name: str, family: str, call: Call, reach: int | None = 0, affine: bool = True, transition: int = 0) -> Op:
+    """The op without its outputs, which are known when it has run."""
+    per_token = tuple((x.shape[2], numbers(x[0, 0]) // x.shape[2]) for x in call.tokens)
+    return Op(name, family, call.heads, reach, affine, sum(numbers(x[0]) for x in call.state), transition, per_token, 0)
+
+
+def numbers(x: Tensor) -> int:
+    """Real ones."""
+    return x.numel() * (2 if x.is_complex() else 1)
+
+
+def cross(op: Op, call: Call, ranks: Ranks, here: Any, whole: Any, by_state: ByState | None) -> Crossed:
+    """A recurrence's outputs on the rank's tokens, and the state behind the last of all.
+
+    here, whole: the stretches of the rank's tokens, and of all. by_state: how it crosses by states; None: not at all.
+    """
+    crosses = choose(op, ranks.size, here.tokens, ranks.mode)
+    if crosses == "heads":
+        return over_heads(call, ranks, whole)
+    if crosses == "state" and by_state is not None:
+        return by_state(ranks)
+    return pipelined(call, ranks, here)
+
+
+def over_heads(call: Call, ranks: Ranks, whole: Any) -> Crossed:
     """whole: the stretch of all ranks' tokens. The state behind it comes out whole where it is asked for."""
     deals = lambda x, dim: deal(x.shape[dim], call.heads, ranks.size)  # noqa: E731
     tokens = tuple(_of_my_heads(x, deals(x, 2), ranks) for x in call.tokens)
@@ -55,7 +84,7 @@ def over_heads(call: Call, ranks: Ranks, whole: Any) -> tuple[Tensors, Tensors]:
     outputs, after = call.run(tokens, per_head, state, whole)
     if ranks.states:
         after = tuple(
-            x if dim is None else _picked(collectives.gather(x, ranks, dim), dim, deals(before, dim).mine)
+            x if dim is None else _picked(collectives.gather(x, ranks, dim), dim, deals(before, dim).first)
             for x, (before, dim) in zip(after, states, strict=True)
         )
     return tuple(collectives.to_time(y, ranks)[:, :, : call.heads] for y in outputs), after
@@ -82,7 +111,7 @@ def _picked(x: Tensor, dim: int, entries: Sequence[int]) -> Tensor:
     return x.index_select(dim, torch.tensor(entries, device=x.device))
 
 
-def pipelined(call: Call, ranks: Ranks, stretch: Any) -> tuple[Tensors, Tensors]:
+def pipelined(call: Call, ranks: Ranks, stretch: Any) -> Crossed:
     """stretch: of the rank's tokens; it has `rows(slice)`.
 
     Some rows of the batch after the other go from rank to rank. Of B rows in m parts, n ranks take (m + n - 1) / (m n) of the time
@@ -99,9 +128,7 @@ def pipelined(call: Call, ranks: Ranks, stretch: Any) -> tuple[Tensors, Tensors]
     return outputs, _final(after, ranks)
 
 
-def by_state(
-    call: Call, ranks: Ranks, stretch: Any, summary: Tensors, compose: Callable[[Tensors, Tensors], Tensors]
-) -> tuple[Tensors, Tensors]:
+def by_state(call: Call, ranks: Ranks, stretch: Any, summary: Tensors, compose: Callable[[Tensors, Tensors], Tensors]) -> Crossed:
     """summary: of the rank's tokens, each batch first. compose: (state, a rank's summary) -> the state behind its tokens."""
     everyone = [collectives.gather(x[None], ranks, 0) for x in summary]
     state = call.state
@@ -111,7 +138,31 @@ def by_state(
     return (collectives.tied(y, *everyone), *others), _final(after, ranks)
 
 
-def by_halo(call: Call, ranks: Ranks, stretch: Any, tail: Tensors) -> tuple[Tensors, Tensors]:
+def by_adjoint(
+    call: Call, ranks: Ranks, stretch: Any, through: Tensor, decay: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor]
+) -> Crossed:
+    """By states, of an op whose one state h goes a h + b, entry by entry, through tokens, and enters the one output linearly.
+
+    The op then goes once forwards from the true state and once backwards from its true gradient. Before the first of these only h
+    behind a state of zero is made, before the second only what the outputs' gradient asks of h.
+
+    through: `[B, ...]`, of which decay makes a, both without gradients. adjoint: of the output's gradient, what it asks of h.
+    """
+    (before,) = call.state
+    with torch.no_grad():
+        _, (update,) = call.run(call.tokens, call.per_head, (torch.zeros_like(before),), stretch)
+        throughs, updates = (collectives.gather(x[None], ranks, 0) for x in (through, update))
+        decays = [decay(x) for x in throughs]
+        incoming = before
+        for a, b in zip(decays[: ranks.rank], updates[: ranks.rank], strict=True):
+            incoming = a * incoming + b
+    # what is carried in has its gradient on the first rank
+    (y,), (after,) = call.run(call.tokens, call.per_head, (before if ranks.first else incoming,), stretch)
+    y, after = collectives.from_right(y, after, decays[ranks.rank :], adjoint, ranks)
+    return (y,), _final((after,), ranks)
+
+
+def by_halo(call: Call, ranks: Ranks, stretch: Any, tail: Tensors) -> Crossed:
     """tail: the state behind the rank's tokens, if it depends on them alone."""
     left = tuple(collectives.from_left(x, ranks) for x in tail)
     (y, *others), after = call.run(call.tokens, call.per_head, call.state if ranks.first else left, stretch)

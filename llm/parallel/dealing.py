@@ -1,7 +1,7 @@
 """Which heads, and which groups of a stream, each rank gets where an op is split over heads.
 
-Every rank gets as many: ceil(H / n) heads, where the last ranks' may repeat the last head, whose results are dropped. Of a stream that
-comes in fewer groups than heads a rank gets those that its heads read, so that several ranks may have the same one.
+Every rank gets as many: ceil(H / n) heads, where the last ranks' may repeat the last head, whose results are dropped. Of a stream
+that comes in fewer groups than heads a rank gets those that its heads read, so that several ranks may have the same one.
 """
 
 from functools import lru_cache
@@ -12,13 +12,13 @@ from typing import NamedTuple
 class Deal(NamedTuple):
     """Of one stream.
 
-    groups: those of each rank. reads: of these, which each of a rank's heads reads; None where head j of c reads group j // (c / g),
-    as ops take it. mine: where each group is found first among what all ranks have, which is a copy per head unless reads is None.
+    groups: those of each rank. reads: of these, which each of a rank's heads reads; None where head j of c reads group
+    j // (c / g), as ops take it. first: where each group is found among what all ranks have, a copy per head unless reads is None.
     """
 
     groups: tuple[tuple[int, ...], ...]
     reads: tuple[tuple[int, ...], ...] | None
-    mine: tuple[int, ...]
+    first: tuple[int, ...]
 
     @property
     def all_groups(self) -> list[int]:
@@ -37,9 +37,8 @@ def deal(groups: int, heads: int, size: int) -> Deal:
     as_ops_take = [head * most // each for head in range(each)]
     unasked = each % most == 0 and all(read == as_ops_take for read in reads)
     found = list(chain(*(given if unasked else wanted)))
-    return Deal(
-        tuple(map(tuple, given)), None if unasked else tuple(map(tuple, reads)), tuple(found.index(group) for group in range(groups))
-    )
+    first = tuple(found.index(group) for group in range(groups))
+    return Deal(tuple(map(tuple, given)), None if unasked else tuple(map(tuple, reads)), first)
 
 
 def heads_each(heads: int, size: int) -> int:

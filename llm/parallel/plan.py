@@ -75,7 +75,9 @@ def sent(op: Op, crossing: Crossing, size: int, tokens: int, stream_bytes: int =
 
 
 def sent_back(op: Op, crossing: Crossing, size: int, tokens: int, stream_bytes: int = 2, state_bytes: int = 4) -> int:
-    """The same of a backward pass: as much, but in a ring keys and values once more, and their gradients."""
+    """The same of a backward pass: as much, but of a ring keys and values and their gradients, of a scan no transition."""
+    if crossing == "state" and op.family in ("scan", "elementwise"):
+        op = op._replace(transition=0)
     forward = sent(op, crossing, size, tokens, stream_bytes, state_bytes)
     return 2 * forward if crossing == "ring" else forward
 

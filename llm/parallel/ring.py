@@ -1,9 +1,9 @@
 """Attention whose keys and values go round: at step s every rank has those of the rank s before it, and never more at once.
 
-A rank's queries take in one block of keys after the other under a running maximum; backward is a second pass, in which the gradients
-of a block go straight back to its rank (Ring Attention, arXiv:2310.01889; here a block goes to each rank from its own, so none is
-passed on by a rank that has no use for it). Attention is causal: what lies behind, or wholly before a window, is neither sent nor
-looked at, so of n ranks the last has 2 n - 1 times the work of the first.
+A rank's queries take in one block of keys after the other under a running maximum; backward is a second pass, in which the
+gradients of a block go straight back to its rank (Ring Attention, arXiv:2310.01889; here a block goes to each rank from its own, so
+none is passed on by a rank that has no use for it). Attention is causal: what lies behind, or wholly before a window, is neither
+sent nor looked at, so of n ranks the last has 2 n - 1 times the work of the first.
 """
 
 from collections.abc import Iterator

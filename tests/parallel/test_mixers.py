@@ -6,6 +6,7 @@ Documents straddle every cut and one spans three ranks; lengths are no multiple 
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from llm.testing import run_ranks
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "contract"))
 from cases import all_cases, label
+from families import FAMILIES
 from laws import Case, carried, leaves, streams
 
 pytestmark = [pytest.mark.multirank, pytest.mark.timeout(600)]
@@ -32,6 +34,7 @@ EXTRA = [
     Case("titans", (("heads", 4), ("variant", "mag"), ("window", 9), ("persistent", 3), ("depth", 2), ("chunk", 16))),
     Case("attention", (("heads", 4), ("kv_heads", 4))),
     Case("mamba2", (("heads", 4), ("groups", 4), ("state", 5))),
+    *(Case(kind, ()) for kind in FAMILIES),
 ]
 CASES = [*all_cases(), *EXTRA]
 
@@ -57,11 +60,10 @@ def run(case: Case, ranks: Ranks, docs: Docs | None, fresh: bool, tokens: int) -
     y, final = mixer(x, state, docs, ranks)
     loss = (y * streams(3, tokens)[:, mine]).sum()
     for k, name in enumerate(sorted(final)):
-        if final[name].is_floating_point():
+        if final[name].is_floating_point() or final[name].is_complex():
+            numbers = torch.view_as_real(final[name]) if final[name].is_complex() else final[name]
             # every rank has the final state, so each counts a part of it
-            loss = (
-                loss + (final[name] * torch.linspace(-1, 1, final[name].numel()).view_as(final[name])).sum() * (k + 1) / ranks.size
-            )
+            loss = loss + (numbers * torch.linspace(-1, 1, numbers.numel()).view_as(numbers)).sum() * (k + 1) / ranks.size
     loss.backward()
     found = {"y": y.detach(), "dx": x.grad}
     found |= {f"state {name}": value.detach() for name, value in final.items()}
@@ -77,7 +79,7 @@ def run(case: Case, ranks: Ranks, docs: Docs | None, fresh: bool, tokens: int) -
 
 def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     """Relative, in Frobenius norm; of truth values and integers, 0 or 1."""
-    if not ours.is_floating_point():
+    if not (ours.is_floating_point() or ours.is_complex()):
         return float(not torch.equal(ours, theirs))
     return ((ours - theirs).norm() / theirs.norm().clamp(min=1e-3)).item()
 
@@ -87,6 +89,7 @@ def applies(case: Case, mode: str, size: int) -> bool:
     return mode != "heads" or dict(case.settings).get("heads", 4) >= size
 
 
+@patch.dict(MIXERS, FAMILIES)
 def all_of_them(rank: int, size: int, only: list[int]) -> dict[str, tuple[float, str]]:
     """By case, mode and documents: the largest difference, and where it is."""
     worst, tokens = {}, tokens_over(size)

@@ -2,10 +2,12 @@
 
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 
+from llm.mixers import MIXERS
 from llm.mixers.ops import ops_of
 from llm.parallel import MODES, Ranks
 from llm.parallel.plan import choose, sent, sent_back
@@ -14,6 +16,7 @@ from llm.testing import run_ranks
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "contract"))
 from cases import label
+from families import FAMILIES
 from laws import WIDTH
 
 from tests.parallel.test_mixers import CASES, FEW, applies
@@ -23,6 +26,7 @@ BATCH, LENGTHS = 2, (96, 192)
 DOUBLE = 8
 
 
+@patch.dict(MIXERS, FAMILIES)
 def measured(rank: int, size: int, only: list[int]) -> dict[tuple[str, str, int], tuple[int, int]]:
     """By case, mode and length: bytes that this rank sends forwards, and backwards."""
     found = {}
@@ -44,6 +48,7 @@ def measured(rank: int, size: int, only: list[int]) -> dict[tuple[str, str, int]
     [(2, FEW), *(pytest.param(size, range(len(CASES)), marks=pytest.mark.slow) for size in (2, 3, 4))],
     ids=["2", "2-all", "3-all", "4-all"],
 )
+@patch.dict(MIXERS, FAMILIES)
 def test_bytes_are_those_predicted(size: int, only: list[int]) -> None:
     by_rank = run_ranks(measured, size, size, list(only), timeout=280)
     constant = 0

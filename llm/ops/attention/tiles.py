@@ -157,22 +157,21 @@ def _attend_backward(asked: _Asked, keys: Keys, scores: Scores) -> tuple[Tensor,
     With u = scale q . k / cap: d score = weight (dy . v - dy . y), du = cap (1 - tanh^2 u) d score.
     """
     dk, dv = (torch.zeros(x.shape, dtype=asked.sums.dtype, device=x.device) for x in keys[:2])
-    dqs = []
+    dqs, cap = [], scores.soft_cap or 0.0
     for block in _blocks(asked.q):
         q, dy, y = (_grouped(x[:, block], keys.k) for x in (asked.q, asked.dy, asked.y))
         q, dq, inner = q * _inner_scale(scores), torch.zeros_like(q), torch.einsum("btgrv,btgrv->bgrt", dy, y)
         for part, mask in _tiles(asked.at[block], keys, scores.window):
             k, v = keys.k[:, part].to(q.dtype), keys.v[:, part].to(q.dtype)
             score = torch.einsum("btgrk,bsgk->bgrts", q, k)
-            bend = None if scores.soft_cap is None else score.tanh_()
-            score = score if bend is None else bend * scores.soft_cap
-            weight = score.sub_(asked.sums[:, :, :, block]).exp_()
+            bend = score.tanh_() if cap else None
+            weight = (score if bend is None else cap * bend).sub_(asked.sums[:, :, :, block]).exp_()
             if mask is not None:
                 weight = weight.masked_fill_(~mask, 0)
             dv[:, part] += torch.einsum("bgrts,btgrv->bsgv", weight, dy)
             du = torch.einsum("btgrv,bsgv->bgrts", dy, v).sub_(inner[..., None]).mul_(weight)
             if bend is not None:
-                du.mul_(bend.square_().neg_().add_(1)).mul_(scores.soft_cap)
+                du.mul_(bend.square_().neg_().add_(1)).mul_(cap)
             dq += torch.einsum("bgrts,bsgk->btgrk", du, k)
             dk[:, part] += torch.einsum("bgrts,btgrk->bsgk", du, q)
         dqs.append(dq.flatten(2, 3) * _inner_scale(scores))
