@@ -83,7 +83,7 @@ def differences(rank: int, size: int) -> dict[str, float]:
     return found
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [4, pytest.param(2, marks=pytest.mark.slow)])
 def test_any_length_is_that_of_one_rank(size: int) -> None:
     by_rank = run_ranks(differences, size, size, timeout=180)
     assert len(by_rank[0]) > 100
