@@ -197,7 +197,7 @@ def check_sequence(config: RunConfig, world_size: int) -> None:
                 )
             if parallel.mode == "state" and not op.affine:
                 raise ConfigError(
-                    f"{where} has a recurrence ({op.family}) that is not affine in its state, so parallel.mode (state) cannot "
+                    f"{where} has a recurrence ({op.family}) whose state does not compose, so parallel.mode (state) cannot "
                     "split it; use parallel.mode=auto, which takes heads or a pipeline there"
                 )
 
