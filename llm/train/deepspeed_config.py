@@ -83,12 +83,18 @@ def parameter_groups(config: OptimizerConfig, model: nn.Module) -> list[dict[str
 
 
 class LossOnly(nn.Module):
-    """The decoder as the engine runs it: the summed loss, a scalar, comes out, and the state where it is carried on."""
+    """The decoder as the engine runs it: the summed loss, a scalar, comes out, and the state where it is carried on.
+
+    Without labels, logits and state, of a sequence that this rank has to itself.
+    """
 
     def __init__(self, decoder: Decoder, ranks: Ranks | None = None):
         super().__init__()
         self.decoder, self.ranks = decoder, ranks
 
     def forward(self, tokens_BT, labels_BT, docs, state=None, carry=False):
+        if labels_BT is None:
+            out = self.decoder(tokens_BT, state, docs)
+            return out.logits, out.state
         out = self.decoder(tokens_BT, state, docs, labels_BT, ranks=self.ranks)
         return (out.loss_sum, out.state) if carry else out.loss_sum
