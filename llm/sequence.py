@@ -196,8 +196,7 @@ class Seq:
 
         def by_state(ranks):
             summary = linear_summary.linear(k_BTGK, v_BTHV, log_decay, self.here.starts_BT)
-            compose = lambda state, of_rank: (linear_summary.compose_linear(state[0], linear_summary.Summary(*of_rank)),)  # noqa: E731
-            return crossing.by_state(call, ranks, self.here, summary, compose)
+            return crossing.by_state(call, ranks, self.here, summary, linear_summary.compose_linear)
 
         transition = call.heads * (k_BTGK.shape[-1] if log_decay.ndim == 4 else 1)
         (y,), (self.new_state[name],) = self._cross(name, "linear", call, transition, by_state)
@@ -217,14 +216,16 @@ class Seq:
         (_, state) = exact(u_BTD, self.state[name])
         call = Call(u_BTD.shape[2], (u_BTD, dt_BTD, B_BTGN, C_BTGN), (A_DN,), (state,), (1,), run)
 
-        starts_BT, exact_A, exact_C = self.here.starts_BT, A_DN.detach(), C_BTGN.detach()
+        starts_BT, A = self.here.starts_BT, A_DN.detach()
 
         def by_state(ranks):
             through = scan_summary.steps(dt_BTD.detach(), starts_BT)
-            adjoint = lambda dy: dispatch.run(  # noqa: E731
-                "scan adjoint", self.tokens, dy, dt_BTD.detach(), exact_A, exact_C, state.detach(), starts_BT
-            )
-            return crossing.by_adjoint(call, ranks, self.here, through, lambda x: scan_summary.fading(x, exact_A), adjoint)
+
+            def asked(dy):
+                streams = dt_BTD.detach(), A, C_BTGN.detach(), state.detach(), starts_BT
+                return dispatch.run("scan adjoint", self.tokens, dy, *streams)
+
+            return crossing.by_adjoint(call, ranks, self.here, through, lambda x: scan_summary.fading(x, A), asked)
 
         (y,), (self.new_state[name],) = self._cross(name, "scan", call, call.heads, by_state)
         return y
@@ -242,8 +243,10 @@ class Seq:
         decay, starts_BT = decay_BTD.detach(), self.here.starts_BT
 
         def by_state(ranks):
-            adjoint = lambda dh: scan_summary.elementwise_adjoint(dh, decay, starts_BT)  # noqa: E731
-            return crossing.by_adjoint(call, ranks, self.here, scan_summary.product(decay, starts_BT), lambda a: a, adjoint)
+            through = scan_summary.product(decay, starts_BT)
+            return crossing.by_adjoint(
+                call, ranks, self.here, through, lambda a: a, lambda dh: scan_summary.elementwise_adjoint(dh, decay, starts_BT)
+            )
 
         (h,), (self.new_state[name],) = self._cross(name, "elementwise", call, call.heads, by_state)
         return h
@@ -286,8 +289,7 @@ class Seq:
 
         def by_state(ranks):
             summary = linear_summary.mlstm(k_BTHK, v_BTHV, log_input_BTH, log_forget_BTH, self.here.starts_BT)
-            compose = lambda state, of_rank: linear_summary.compose_mlstm(state, linear_summary.MSummary(*of_rank))  # noqa: E731
-            return crossing.by_state(call, ranks, self.here, summary, compose)
+            return crossing.by_state(call, ranks, self.here, summary, linear_summary.compose_mlstm)
 
         (h,), after = self._cross(name, "mlstm", call, call.heads, by_state)
         self.new_state |= dict(zip(keys, after, strict=True))

@@ -14,6 +14,7 @@ So a mixer knows nothing of ranks, and an op does what it does on one.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ def cross(op: Op, call: Call, ranks: Ranks, here: Any, whole: Any, by_state: ByS
 
 def over_heads(call: Call, ranks: Ranks, whole: Any) -> Crossed:
     """whole: the stretch of all ranks' tokens. The state behind it comes out whole where it is asked for."""
-    deals = lambda x, dim: deal(x.shape[dim], call.heads, ranks.size)  # noqa: E731
+    deals = partial(_deal, call.heads, ranks)
     tokens = tuple(_of_my_heads(x, deals(x, 2), ranks) for x in call.tokens)
     per_head = tuple(_mine(x, 0, deals(x, 0), ranks) for x in call.per_head)
     states = [(x, dim) for x, dim in zip(call.state, call.head_dims, strict=True)]
@@ -88,6 +89,10 @@ def over_heads(call: Call, ranks: Ranks, whole: Any) -> Crossed:
             for x, (before, dim) in zip(after, states, strict=True)
         )
     return tuple(collectives.to_time(y, ranks)[:, :, : call.heads] for y in outputs), after
+
+
+def _deal(heads: int, ranks: Ranks, x: Tensor, dim: int) -> Deal:
+    return deal(x.shape[dim], heads, ranks.size)
 
 
 def _mine(x: Tensor, dim: int, of: Deal, ranks: Ranks) -> Tensor:

@@ -1,4 +1,4 @@
-"""Attention whose keys and values go round: at step s every rank has those of the rank s before it, and never more at once.
+"""Attention whose keys and values go round: at step s every rank looks at those of the rank s before it.
 
 A rank's queries take in one block of keys after the other under a running maximum; backward is a second pass, in which the
 gradients of a block go straight back to its rank (Ring Attention, arXiv:2310.01889; here a block goes to each rank from its own, so
