@@ -8,13 +8,15 @@ from llm.testing import run_ranks
 
 
 def everything(rank: int, size: int) -> dict[str, Any]:
-    from tests.parallel import test_float32, test_isolation, test_mixers, test_uneven
+    from tests.parallel import test_float32, test_isolation, test_mixers, test_ring, test_uneven
 
     return {
         "mixers": test_mixers.all_of_them(rank, size, test_mixers.FEW),
         "isolation": test_isolation.leaks(rank, size, test_isolation.KINDS, [test_isolation.BEHIND]),
         "faults": test_isolation.leaks_with_faults(rank, size),
         "float32": test_float32.split(rank, size, test_float32.KINDS),
+        "ring": test_ring.differences(rank, size),
+        "largest in a ring": test_ring.largest(rank, size),
         "uneven": test_uneven.differences(rank, size),
     }
 
