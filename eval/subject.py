@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from eval.models.language_model import LanguageModel
+from eval.world import Done, agreed
 from llm.data import DataConfig, Manifest
-from llm.errors import BraidError, ConfigError, DataError
+from llm.errors import ConfigError, DataError
 from llm.train.world import World
 
 
@@ -23,9 +24,6 @@ class Trained:
     seed: int
     batch: int
     consumed: int
-
-
-Done = TypeVar("Done")
 
 
 class Pace(Protocol):
@@ -66,17 +64,13 @@ class Subject:
             )
         return manifest
 
+    def alone(self) -> "Subject":
+        """As one rank by itself sees it."""
+        return replace(self, world=World(0, 1, self.world.device))
+
     def agreed(self, do: Callable[[], Done]) -> Done:
-        """What `do` gives on this rank; where one rank fails, all raise its error, and none waits for it in vain."""
-        done, error = None, None
-        try:
-            done = do()
-        except BraidError as raised:
-            error = raised
-        error = next((found for found in self.world.gather(error) if found is not None), None)
-        if error is not None:
-            raise error
-        return cast(Done, done)
+        """`agreed` by the subject's ranks."""
+        return agreed(self.world, do)
 
     @contextmanager
     def progress(self, name: str, total: int) -> Iterator[Callable[[int], None]]:

@@ -10,11 +10,12 @@ import torch.distributed as dist
 
 from llm.cost import model_cost
 from llm.data import Batches, HeldOutBatches, Manifest, TokenStream
-from llm.errors import DataError
+from llm.errors import ConfigError, DataError
 from llm.parallel import Ranks
+from llm.train.branch import branch_point
 from llm.train.carried import Carried
 from llm.train.checkpoint import load_checkpoint, newest_whole
-from llm.train.config import RunConfig, accumulation_of, data_ranks, micro_batch_of
+from llm.train.config import RunConfig, accumulation_of, data_ranks, micro_batch_of, repeated_reductions
 from llm.train.engine import create_engine, optimizer_step
 from llm.train.fragments import to_save
 from llm.train.init_from import start_from
@@ -58,8 +59,10 @@ def train(config: RunConfig, folder: RunFolder, world: World, manifest: Manifest
     The process group is up, `config` is checked, its precision resolved. Raises DataError, CheckpointError.
     """
     checkpoint, passed_over = newest_whole(folder.checkpoints, world)
+    if checkpoint is None and config.branch_from is not None:
+        checkpoint, passed_over = branch_point(config.branch_from, world)
     ranks = sequence_ranks(config, world)
-    engine = create_engine(config, world, ranks)
+    engine = create_engine(config, world, ranks, folder)
     stream = TokenStream(manifest, "train", config.data, config.seed, config.train.batch)
     step, consumed = 0, 0
     if checkpoint is not None:
@@ -68,9 +71,12 @@ def train(config: RunConfig, folder: RunFolder, world: World, manifest: Manifest
         stream.check_state(progress["data"])
         step, consumed = progress["step"], progress["data"]["consumed"]
         say(world, *passed_over, f"resuming from {checkpoint}, loaded in {time.perf_counter() - began:.1f} s")
+        if step > config.train.steps:
+            raise ConfigError(f"train.steps ({config.train.steps}) must be at least {step}, the step of {checkpoint}; raise it")
     elif config.init_from is not None:
         say(world, f"starting from the weights of {start_from(engine, config, folder, world)}")
     say(world, *stream.repetitions(config.train.steps * config.train.batch), *unscored_rows(config, world.size))
+    say(world, *repeated_reductions(config, world.size))
     rank, part = place(config, world)
     readers, micro_batch = data_ranks(config, world.size), micro_batch_of(config, world.size)
     batches = Batches(stream, config.train.batch, rank, readers, micro_batch, consumed, part)
@@ -106,8 +112,8 @@ def loop(run: Run, stop: StopRequest) -> None:
         micro_batches = next(run.batches)
         data_wait = time.perf_counter() - waiting
         lr = learning_rate(settings.schedule, settings.optimizer.lr, run.step, settings.steps)
-        votes = (bool(stop), *run.saver.votes())
-        result = optimizer_step(run.engine, micro_batches, lr, settings.clip, run.world, votes, run.carried, run.saver.copied)
+        votes, copied = (bool(stop), *run.saver.votes()), run.saver.copied
+        result = optimizer_step(run.engine, micro_batches, lr, settings.clip, run.world, votes, run.carried, copied, run.step)
         run.meter.add(result, data_wait)
         saving = last or due(run.step, settings.checkpoint_every)
         logging = saving or due(run.step, settings.log_every)

@@ -12,11 +12,12 @@ import torch
 from llm.cost import model_cost
 from llm.data import Manifest
 from llm.errors import ConfigError, DataError
+from llm.train.branch import check_branch
 from llm.train.checkpoint_files import FILES, checkpoints
 from llm.train.config import RunConfig, check, load_config
 from llm.train.init_from import check_source
 from llm.train.precision import resolved
-from llm.train.run_folder import FREE, RunFolder
+from llm.train.run_folder import AHEAD, FREE, RunFolder
 from llm.train.scheduled import Evaluation
 from llm.train.world import World
 
@@ -38,7 +39,8 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> int:
     manifest = config.data.load_manifest()
     check(config, world.size, manifest)
     config, why = resolved(config, world.device)
-    folder.check_same(config)
+    changed = folder.check_same(config)
+    check_branch(config)
     evaluate = plan_evaluation(config, folder, world) if plan_evaluation and config.train.evaluate.every else None
     if evaluate is None and config.train.evaluate.every:
         raise ConfigError(f"train.evaluate.every ({config.train.evaluate.every}) needs evaluations; start with launch/pretrain.py")
@@ -60,6 +62,7 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> int:
             world,
             f"{folder.path}: {parameters:,} parameters, ZeRO {config.parallel.zero}, {world.size} rank(s) on {world.device.type}",
             why,
+            *changed,
         )
         step = train(config, folder, world, manifest, evaluate)
         say(world, f"{folder.path}: step {step} of {config.train.steps}; loss curve in {folder.report / 'loss.png'}")
@@ -89,11 +92,11 @@ def plan(words: Sequence[str]) -> tuple[RunConfig, RunFolder]:
         config = load_config(words)
         return config, RunFolder.of(config)
     folder, overrides = RunFolder(Path(folders[0])), [word for word in words if word != folders[0]]
-    refused = [word for word in overrides if word.partition("=")[0] not in FREE]
+    refused = [word for word in overrides if word.partition("=")[0] not in FREE | AHEAD]
     if len(folders) > 1 or refused:
         raise ConfigError(
             f"{folder.path} resumes with its own config, so {(refused or folders)[-1]!r} cannot be given with it; "
-            f"leave it out (only {', '.join(sorted(FREE - {'runs'}))} may change)"
+            f"leave it out (only {', '.join(sorted(FREE - {'runs'} | AHEAD))} may change)"
         )
     if (folder.path / FILES).is_file():
         run = folder.path.resolve().parents[1]
