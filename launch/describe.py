@@ -22,7 +22,7 @@ from rich.table import Table
 from llm.cost import Cost, model_cost
 from llm.errors import BraidError, ConfigError
 from llm.mixers.ops import ops_of
-from llm.parallel.plan import choose, sent
+from llm.parallel.plan import choose, sent, sent_back
 from llm.train.config import RunConfig, check_ranks, load_config, micro_batch_of
 from llm.train.rehearsal import Rehearsal, rehearse
 
@@ -97,7 +97,7 @@ def crossings(config: RunConfig) -> Table:
     for name, layer in config.model.layers.items():
         for op in ops_of(layer.mixer, config.model.width):
             crossing = choose(op, size, length // size, config.parallel.mode)
-            each = 2 * sent(op, crossing, size, length // size) / length
+            each = sum(way(op, crossing, size, length // size) for way in (sent, sent_back)) / length
             shown.add_row(f"{name} ({layer.mixer.kind})", f"{op.name} ({op.family})", str(op.heads), crossing, f"{each:,.1f}")
     return shown
 

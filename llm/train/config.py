@@ -216,20 +216,20 @@ def check_sequence(config: RunConfig, world_size: int) -> None:
     for name, layer in config.model.layers.items():
         for op in ops_of(layer.mixer, config.model.width):
             where = f"model.layers.{name}.mixer ({layer.mixer.kind})"
-            if op.family == "conv" and op.reach > tokens // size:
+            if op.family == "conv" and op.reach is not None and op.reach > tokens // size:
                 raise ConfigError(
                     f"{where} looks {op.reach} tokens back, more than the {tokens // size} that a rank holds with "
                     f"parallel.sequence ({size}); use a longer sequence or fewer ranks"
                 )
-            if parallel.mode == "heads" and op.family != "conv" and op.heads % size:
-                works = [n for n in range(1, world_size + 1) if world_size % n == 0 and op.heads % n == 0]
+            if parallel.mode == "heads" and op.family != "conv" and op.heads < size:
+                works = [n for n in range(1, world_size + 1) if world_size % n == 0 and n <= op.heads]
                 raise ConfigError(
-                    f"{where} has {op.heads} heads, which parallel.sequence ({size}) must divide with parallel.mode=heads; "
-                    f"use parallel.sequence in {works}, or parallel.mode=auto"
+                    f"{where} has {op.heads} heads, fewer than the ranks (parallel.sequence {size}) that parallel.mode=heads deals "
+                    f"them to; use parallel.sequence in {works}, or parallel.mode=auto"
                 )
             if parallel.mode == "state" and not op.affine:
                 raise ConfigError(
-                    f"{where} has a recurrence ({op.family}) that is not affine in its state, so parallel.mode (state) cannot "
+                    f"{where} has a recurrence ({op.family}) whose state does not compose, so parallel.mode (state) cannot "
                     "split it; use parallel.mode=auto, which takes heads or a pipeline there"
                 )
 

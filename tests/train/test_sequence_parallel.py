@@ -100,9 +100,9 @@ def test_a_grid_draws_the_curve_of_one_rank(words, tmp_path: Path, names: list[s
         (
             ["parallel.sequence=2", "parallel.mode=heads"],
             2,
-            r"layers\.s\.mixer \(slstm\) has 1 heads, which parallel\.sequence \(2\) must divide .* in \[1\], or parallel\.mode=",
+            r"layers\.s\.mixer \(slstm\) has 1 heads, fewer than the ranks \(parallel\.sequence 2\) .* in \[1\], or parallel\.mode",
         ),
-        (["parallel.sequence=2", "parallel.mode=state"], 2, r"recurrence \(recurrent\) that is not affine .* parallel\.mode=auto"),
+        (["parallel.sequence=2", "parallel.mode=state"], 2, r"\(recurrent\) whose state does not compose, .* parallel\.mode=auto"),
         (["parallel.mode=heads"], 2, r"parallel\.mode \(heads\) has no effect with parallel\.sequence=1"),
         (["parallel.sequence=16", "train.batch=8"], 16, r"looks 3 tokens back, more than the 2 that a rank holds"),
     ],
