@@ -24,7 +24,12 @@ from llm.state import State, StateSpec, place, select
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """width: channels of the residual stream. depth: layers. layers: by name. pattern: names, repeated until depth is reached."""
+    """width: channels of the residual stream. depth: layers. layers: by name. pattern: names, repeated until depth is reached.
+
+    mup_base_width: the width at which learning rates were tuned; they then fit this width (Yang et al., arXiv:2203.03466, table 8:
+    logits and the rates of hidden matrices shrink by base / width; initial values are muP's anyway). Heads should grow with the
+    width at the same size. null: no scaling.
+    """
 
     width: int = MISSING
     depth: int = MISSING
@@ -33,6 +38,12 @@ class ModelConfig:
     pattern: list[str] = field(default_factory=list)
     tie_embeddings: bool = True
     norm_eps: float = 1e-6
+    mup_base_width: int | None = None
+
+    @property
+    def width_ratio(self) -> float:
+        """muP's base width / width: of the logits, and of the rate of hidden matrices; 1 without muP."""
+        return (self.mup_base_width or self.width) / self.width
 
     def layer_names(self) -> list[str]:
         """The name of each of the `depth` layers."""
@@ -43,6 +54,8 @@ class ModelConfig:
         for name in ("width", "depth", "vocab_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{where}.{name} ({getattr(self, name)}) must be at least 1")
+        if self.mup_base_width is not None and self.mup_base_width < 1:
+            raise ConfigError(f"{where}.mup_base_width ({self.mup_base_width}) must be at least 1, or null for no scaling")
         if not self.pattern:
             raise ConfigError(f"{where}.pattern is empty; list the names of {where}.layers in the order they repeat")
         for name in self.pattern:
@@ -68,11 +81,15 @@ def model_kinds(where: str = "model") -> dict[str, dict[str, type]]:
 
 
 class Output(NamedTuple):
-    """logits `[B, T, Z]`, or the summed loss in nats of the labels that are not ignored; and the state after the last token."""
+    """logits `[B, T, Z]`, or the summed loss in nats of the labels that are not ignored; and the state after the last token.
+
+    z_sum: beside a loss, the sum of log^2 Z over the same labels, without a gradient.
+    """
 
     logits: Tensor | None
     loss_sum: Tensor | None
     state: State
+    z_sum: Tensor | None = None
 
 
 class Decoder(nn.Module):
@@ -105,8 +122,10 @@ class Decoder(nn.Module):
         labels_BT: Tensor | None = None,
         last_only: bool = False,
         ranks: Ranks | None = None,
+        z_loss: float = 0.0,
     ) -> Output:
-        """Logits, or with labels the summed loss (labels are already shifted; -100 is not scored).
+        """Logits, or with labels the summed loss (labels are already shifted; -100 is not scored), whose gradient is that of the
+        loss and of `z_loss` times log^2 Z.
 
         last_only: logits of the last token alone, `[B, 1, Z]`. ranks: those that the sequence is split over; tokens, labels and
         what comes out are this rank's, state and docs the whole sequence's.
@@ -114,7 +133,8 @@ class Decoder(nn.Module):
         x_BTD, state = self._hidden(tokens_BT, state, docs, ranks)
         head = self.embedding if self.head is None else self.head
         if labels_BT is not None:
-            return Output(None, cross_entropy(x_BTD.flatten(0, 1), head.to(x_BTD.dtype), labels_BT.flatten()), state)
+            loss_sum, z_sum = cross_entropy(x_BTD.flatten(0, 1), head.to(x_BTD.dtype), labels_BT.flatten(), z_loss)
+            return Output(None, loss_sum, state, z_sum)
         return Output(F.linear(x_BTD[:, -1:] if last_only else x_BTD, head), None, state)
 
     def _hidden(self, tokens_BT: Tensor, state: State | None, docs: Docs | None, ranks: Ranks | None) -> tuple[Tensor, State]:
@@ -129,7 +149,8 @@ class Decoder(nn.Module):
             # One position serves all layers.
             new_state["position"] = new.pop("position")
             new_state |= place(new, f"layers.{i}")
-        return self.norm(x_BTD), new_state
+        x_BTD = self.norm(x_BTD)
+        return (x_BTD if self.config.width_ratio == 1 else x_BTD * self.config.width_ratio), new_state
 
     def step(self, token_B: Tensor, state: State | None, starts_B: Tensor | None = None) -> tuple[Tensor, State]:
         """One token: (logits `[B, Z]`, new state)."""

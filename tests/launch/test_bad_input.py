@@ -47,6 +47,8 @@ def template(tmp_path_factory) -> Path:
         "text/a.txt": b"to be or not to be\n" * 9,
         "binary/a.bin": bytes(range(256)),
         "binary/b": b"",
+        "wrong.jsonl": b'{"text": "a"}\n{"txt": "b"}\n',
+        "suite.yaml": b"tasks: {perplexity: 5}\n",
     }
     for name, inside in found.items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -68,13 +70,14 @@ def folder(template, tmp_path, monkeypatch) -> Path:
 def write_run(folder: Path, tokenizer: bytes) -> None:
     config = load_config([*TINY, "name=old", "model.vocab_size=300"])
     checkpoint = folder / LEFT
-    checkpoint.mkdir(parents=True)
+    (checkpoint / files.WEIGHTS).mkdir(parents=True)
     for path in (folder / "runs/old/config.yaml", checkpoint / files.CONFIG):
         path.write_text(to_yaml(config))
     (checkpoint / files.TOKENIZER).write_bytes(tokenizer)
     (checkpoint / files.PROGRESS).write_text(json.dumps({"step": 9, "tokens": 99, "data": {}, "ranks": 1}))
-    save_file(dict(Decoder.create(config.model, seed=0).state_dict()), checkpoint / files.WEIGHTS)
-    (checkpoint / files.FILES).write_text(json.dumps(files.seal(checkpoint, files.content(checkpoint))))
+    save_file(dict(Decoder.create(config.model, seed=0).state_dict()), checkpoint / files.weights_of(0))
+    names = [str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file()]
+    (checkpoint / files.FILES).write_text(json.dumps(files.seal(checkpoint, names)))
 
 
 def content(folder: Path) -> dict[str, bytes | None]:
@@ -134,12 +137,23 @@ def refused(main, words: list[str], sentence: str, folder: Path, capsys) -> None
             "data.sequence_length (64) must be a multiple of parallel.sequence (3); use 63 or 66",
         ),
         (describe.main, ["runs/old"], "runs/old is a folder"),
-        (evaluate.main, ["--run", "nowhere", "perplexity"], "holds no checkpoint"),
-        (evaluate.main, ["--run", "runs/old", "perplexty"], "did you mean 'perplexity'"),
-        (evaluate.main, ["--run", "runs/old", "perplexity", "max_token=5"], "Did you mean one of: 'max_tokens'"),
-        (evaluate.main, ["--run", "runs/old", "perplexity", "split=test"], "split 'test'"),
-        (evaluate.main, ["--run", "runs/old", "perplexity", "seed=-1"], "seed (-1)"),
-        (evaluate.main, ["--run", "runs/old", "--device", "toaster", "perplexity"], "device (toaster) is not on this machine"),
+        (evaluate.main, ["--model", "nowhere", "perplexity"], "model (nowhere) does not exist"),
+        (evaluate.main, ["--model", "runs/old", "perplexty"], "did you mean 'perplexity'"),
+        (evaluate.main, ["--model", "runs/old", "perplexity", "max_token=5"], "Did you mean one of: 'max_tokens'"),
+        (evaluate.main, ["--model", "runs/old", "perplexity", "split=test"], "split 'test'"),
+        (evaluate.main, ["--model", "runs/old", "perplexity", "text=nowhere"], "text (nowhere) does not exist"),
+        (evaluate.main, ["--model", "runs/old", "perplexity", "text=binary"], "is no text in UTF-8"),
+        (evaluate.main, ["--model", "runs/old", "perplexity", "text=binary/b"], "holds no text to score"),
+        (evaluate.main, ["--model", "runs/old", "perplexity", "text=wrong.jsonl"], "wrong.jsonl, line 2"),
+        (evaluate.main, ["--model", "runs/old", "--model", "runs/old", "perplexity"], "model (runs/old) is given twice"),
+        (evaluate.main, ["--model", "mine", "perplexity"], "holds no checkpoint"),
+        (evaluate.main, ["--model", "text", "perplexity,bigram", "lane=3"], "setting (lane=3) is of none of perplexity, bigram"),
+        (evaluate.main, ["perplexity"], "name it with --model PATH"),
+        (evaluate.main, ["number.yaml"], "include (5) must name files"),
+        (evaluate.main, ["suite.yaml"], "tasks.perplexity (5) must hold settings"),
+        (evaluate.main, ["max_tokens=5"], "no task is named"),
+        (evaluate.main, ["--model", "runs/old", "perplexity", "seed=-1"], "seed (-1)"),
+        (evaluate.main, ["--model", "runs/old", "--device", "toaster", "perplexity"], "device (toaster) is not on this machine"),
         (generate.main, ["hollow", "--prompt", "x"], "holds no checkpoint"),
         (generate.main, ["runs/old", "--temperature", "nan"], "temperature (nan)"),
         (generate.main, ["runs/old", "--seed", str(1 << 70)], "seed"),
@@ -203,7 +217,7 @@ def test_a_flipped_byte_of_a_shard_is_named(folder, capsys):
     shard = folder / "data/shard-00001.tar"
     flip(shard, member["offset"])
     refused(data.main, ["verify", "data"], "block 0 of the tokens (document 0) is corrupt", folder, capsys)
-    refused(evaluate.main, ["--run", "runs/old", "perplexity"], "shard-00001.tar", folder, capsys)
+    refused(evaluate.main, ["--model", "runs/old", "perplexity"], "shard-00001.tar", folder, capsys)
 
 
 def flip(path: Path, at: int) -> None:
@@ -215,10 +229,8 @@ def flip(path: Path, at: int) -> None:
 @pytest.mark.parametrize("harm", ["flip", "truncate", "remove", "seal of another form", "seal without names", "half a seal"])
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_is_used(harm, folder, capsys):
     newer = folder / "runs/old/checkpoints/step-10"
-    newer.mkdir()
-    for path in (folder / LEFT).iterdir():
-        (newer / path.name).write_bytes(path.read_bytes())
-    seal, weights = newer / files.FILES, newer / files.WEIGHTS
+    shutil.copytree(folder / LEFT, newer)
+    seal, weights = newer / files.FILES, newer / files.weights_of(0)
     match harm:
         case "flip":
             flip(weights, 999)
@@ -234,7 +246,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_is_used(harm, folder
             seal.write_text(seal.read_text()[:40])
     refused(generate.main, [str(newer)], "step-10 is not whole", folder, capsys)
     assert generate.main(["runs/old", "--prompt", "to be", "--tokens", "2"]) == 0
-    (folder / LEFT / files.WEIGHTS).unlink()
+    (folder / LEFT / files.weights_of(0)).unlink()
     refused(generate.main, ["runs/old"], "no checkpoint of", folder, capsys)
 
 

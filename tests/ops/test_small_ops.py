@@ -57,19 +57,25 @@ def test_convolution_is_a_padded_conv1d():
     torch.testing.assert_close(got, want)
 
 
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
 @pytest.mark.parametrize("tokens", [1, SLICE, 2 * SLICE + 5])
-def test_cross_entropy_in_slices_is_the_plain_one(tokens):
+def test_cross_entropy_in_slices_is_the_plain_one(tokens, z_loss):
     torch.manual_seed(0)
     hidden = torch.randn(tokens, 16, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(50, 16, dtype=torch.float64, requires_grad=True)
     labels = torch.randint(50, (tokens,))
     labels[1::7] = IGNORED
-    want = F.cross_entropy(hidden @ weight.T, labels, reduction="sum", ignore_index=IGNORED)
-    got = cross_entropy(hidden, weight, labels)
+    logits = hidden @ weight.T
+    want = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED)
+    squares = logits.logsumexp(-1)[labels != IGNORED].square().sum()
+    got, got_squares = cross_entropy(hidden, weight, labels, z_loss)
     torch.testing.assert_close(got, want)
+    torch.testing.assert_close(got_squares, squares)
+    assert not got_squares.requires_grad
     with torch.no_grad():
-        torch.testing.assert_close(cross_entropy(hidden, weight, labels), want)
-    for a, b in zip(torch.autograd.grad(3 * got, [hidden, weight]), torch.autograd.grad(3 * want, [hidden, weight]), strict=True):
+        torch.testing.assert_close(cross_entropy(hidden, weight, labels, z_loss), (want, squares))
+    wanted = torch.autograd.grad(3 * (want + z_loss * squares), [hidden, weight])
+    for a, b in zip(torch.autograd.grad(3 * got, [hidden, weight]), wanted, strict=True):
         torch.testing.assert_close(a, b)
 
 
