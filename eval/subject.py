@@ -1,5 +1,7 @@
 """What is evaluated: a model, the dataset it was trained on if that is known, and where its reports go."""
 
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,6 +16,9 @@ from eval.world import Done, agreed
 from llm.data import DataConfig, Manifest
 from llm.errors import ConfigError, DataError
 from llm.train.world import World
+
+# between lines of progress in a log
+SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Pace(Protocol):
 @dataclass(frozen=True)
 class Subject:
     """A loaded model. dataset: that it was trained on, if known. trained: of our own runs. origin: for reports. pace: where each
-    call of the model is one of all ranks, what keeps them in step.
+    call of the model is one of all ranks, what keeps them in step. split: whether all ranks read each text together.
     """
 
     name: str
@@ -48,6 +53,7 @@ class Subject:
     dataset: DataConfig | None = None
     trained: Trained | None = None
     pace: Pace | None = None
+    split: bool = False
 
     def manifest(self, dataset: str | None = None) -> Manifest:
         """A prepared dataset, or the one that the model was trained on. Raises DataError, ConfigError."""
@@ -74,8 +80,27 @@ class Subject:
 
     @contextmanager
     def progress(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A bar over `total` units on the first rank's terminal; gives the function that moves it on."""
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        with Progress(*columns, console=Console(stderr=True), transient=True, disable=not self.world.first) as bars:
-            task = bars.add_task(f"{self.name}: {name}", total=total)
-            yield lambda n: bars.advance(task, n)
+        """Gives the function that moves on a bar over `total` units, on the first rank; in a log file, a line every minute."""
+        console = Console(stderr=True)
+        if not self.world.first:
+            yield lambda n: None
+        elif not console.is_terminal:
+            yield Lines(f"{self.name}: {name}", total).advance
+        else:
+            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+            with Progress(*columns, console=console, transient=True) as bars:
+                task = bars.add_task(f"{self.name}: {name}", total=total)
+                yield lambda n: bars.advance(task, n)
+
+
+class Lines:
+    """Progress as lines, `SECONDS` apart at least."""
+
+    def __init__(self, name: str, total: int):
+        self.name, self.total, self.done, self.said = name, total, 0, time.monotonic()
+
+    def advance(self, n: int) -> None:
+        self.done += n
+        if time.monotonic() - self.said >= SECONDS:
+            self.said = time.monotonic()
+            print(f"{self.name} {self.done:,}/{self.total:,}", file=sys.stderr, flush=True)

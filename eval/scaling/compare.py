@@ -12,7 +12,7 @@ from numpy import ndarray
 
 from eval.scaling.cost_law import fit_cost
 from eval.scaling.fit import Fit
-from eval.scaling.intervals import Interval, optimal_log_loss
+from eval.scaling.intervals import Interval, middle, optimal_log_loss
 
 Unit = Literal["FLOPs", "hours"]
 # the search for equal losses: e^-30 to e^30 times the cost
@@ -73,12 +73,7 @@ def _cost_of(fit: Fit, theta: ndarray, log_loss: ndarray, around: float) -> ndar
 
 def _interval(values: ndarray, level: float) -> Interval:
     """The first is the estimate."""
-    drawn = values[1:][~np.isnan(values[1:])]
-    if not len(drawn):
-        return Interval(float(values[0]), np.nan, np.nan)
-    # an end that is never reached stays infinite: no interpolation between it and a number
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], method="nearest")
-    return Interval(float(values[0]), float(low), float(high))
+    return Interval(float(values[0]), *middle(values[1:], level))
 
 
 def _verdict(c: Comparison, level: float) -> str:

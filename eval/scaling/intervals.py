@@ -148,9 +148,16 @@ def bootstrap(fit: Fit, resamples: int, seed: int) -> ndarray:
 
 
 def percentiles(fit: Fit, quantity: Quantity, resampled: ndarray, level: float = 0.95) -> Interval:
-    """The middle `level` of a quantity over `bootstrap`'s vectors; those in which it does not exist are left out."""
+    """The middle `level` of a quantity over `bootstrap`'s vectors."""
     with np.errstate(all="ignore"):
-        values = quantity.of(resampled)
-    values = values[~np.isnan(values)]
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2]) if len(values) else (np.nan, np.nan)
+        low, high = middle(quantity.of(resampled), level)
     return Interval(*(quantity.report(v) for v in (float(quantity.of(fit.theta[None])[0]), low, high)))
+
+
+def middle(values: ndarray, level: float) -> tuple[float, float]:
+    """The ends of the middle `level` of values; those that are NaN are left out, infinite ones count and are not interpolated."""
+    there = values[~np.isnan(values)]
+    if not len(there):
+        return np.nan, np.nan
+    low, high = np.quantile(there, [(1 - level) / 2, (1 + level) / 2], method="nearest")
+    return float(low), float(high)

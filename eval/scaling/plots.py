@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from eval.scaling.forms import Points
-from eval.scaling.intervals import optimal_log_loss
+from eval.scaling.intervals import middle, optimal_log_loss
 from eval.scaling.isoflop import budgets
 from eval.scaling.power_law import Optima
 from eval.scaling.study import MAIN, FamilyStudy, FormStudy, Study
@@ -46,8 +46,7 @@ def approach_figure(family: FamilyStudy, optima: Optima, level: float) -> Figure
     left, right = figure.subplots(1, 2)
     (_curves if optima.approach == "envelope" else _parabolas)(left, family, optima)
     x = np.linspace(optima.log_cost.min(), optima.log_cost.max() + np.log(10), 50)
-    lines = optima.lines[np.isfinite(optima.lines).all(1)] @ np.stack([np.ones_like(x), x])
-    low, high = np.quantile(lines, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low, high = np.array([middle(drawn, level) for drawn in np.stack([np.ones_like(x), x], 1) @ optima.lines.T]).T
     right.fill_between(np.exp(x), np.exp(low), np.exp(high), alpha=0.25)
     right.plot(np.exp(x), np.exp(optima.line[0] + optima.line[1] * x), label=f"N ~ C^{optima.line[1]:.3f}")
     right.plot(np.exp(optima.log_cost), np.exp(optima.log_N), "k." if optima.approach == "envelope" else "ko", ms=4, label="optima")
@@ -163,7 +162,7 @@ def families(study: Study) -> Figure:
         reference = log_loss if reference is None else reference
         above = 100 * np.expm1(log_loss - reference)
         for axes, values in ((left, np.exp(log_loss)), (right, above)):
-            low, high = np.nanquantile(values[:, 1:], [(1 - study.config.level) / 2, (1 + study.config.level) / 2], axis=1)
+            low, high = np.array([middle(drawn, study.config.level) for drawn in values[:, 1:]]).T
             axes.fill_between(np.exp(C), low, high, alpha=0.2, color=f"C{k}")
             axes.plot(np.exp(C), values[:, 0], color=f"C{k}", label=name)
             axes.axvline(family.runs.flops.max(), color=f"C{k}", ls=":", lw=0.8)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy import ndarray
 
 from eval.scaling.cost_law import CostLaw
-from eval.scaling.intervals import Interval
+from eval.scaling.intervals import Interval, middle
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,15 @@ class Optima:
     cautions: tuple[str, ...] = ()
 
     def N_exponent(self, level: float) -> Interval:
-        return _interval(self.line[1], self.lines[:, 1], level)
+        return Interval(float(self.line[1]), *middle(self.lines[:, 1], level))
 
     def D_exponent(self, level: float) -> Interval:
         """D = cost / (k N^q)."""
-        return _interval(1 - self.law.q * self.line[1], 1 - self.law.q * self.lines[:, 1], level)
+        return Interval(float(1 - self.law.q * self.line[1]), *middle(1 - self.law.q * self.lines[:, 1], level))
 
     def N_opt(self, cost: float, level: float) -> Interval:
-        found = _interval(self.line @ [1, np.log(cost)], self.lines @ [1, np.log(cost)], level)
-        return Interval(*(float(np.exp(v)) for v in (found.value, found.low, found.high)))
+        at = np.array([1, np.log(cost)])
+        return Interval(*(float(np.exp(v)) for v in (self.line @ at, *middle(self.lines @ at, level))))
 
     def D_opt(self, cost: float, level: float) -> Interval:
         """With the ends of N swapped."""
@@ -54,12 +54,6 @@ def line_through(log_cost: ndarray, log_N: ndarray, deviation: ndarray) -> ndarr
         dx = x - mean_x[..., None]
         slope = (weight * dx * (y - mean_y[..., None])).sum(-1) / (weight * dx**2).sum(-1)
     return np.stack([mean_y - slope * mean_x, slope], -1)
-
-
-def _interval(value: float, drawn: ndarray, level: float) -> Interval:
-    drawn = drawn[np.isfinite(drawn)]
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]) if len(drawn) else (np.nan, np.nan)
-    return Interval(float(value), float(low), float(high))
 
 
 def redrawn(estimate: Callable[[ndarray], ndarray], smooth: ndarray, noise: float, resamples: int, seed: int) -> ndarray:

@@ -166,10 +166,25 @@ def check(config: RunConfig, world_size: int, manifest: Manifest) -> None:
         raise ConfigError(f"name ({config.name!r}) names the run's folder; use letters, digits, dashes")
     if config.grow_vocab and config.init_from is None:
         raise ConfigError("grow_vocab (true) has no effect without init_from; remove it")
+    check_ranks(config, world_size)
+    config.data.check("data")
+    if config.data.packing == "contiguous":
+        check_carried(config.model)
+    vocabulary = manifest.tokenizer.vocabulary
+    if config.model.vocab_size < vocabulary:
+        raise ConfigError(
+            f"model.vocab_size ({config.model.vocab_size}) must hold the {vocabulary} ids of {manifest.tokenizer_path}; "
+            f"set model.vocab_size={vocabulary}"
+        )
+    # refuses an empty split, sources shorter than a sequence, and settings of the order that cannot work
+    TokenStream(manifest, "train", config.data, config.seed, config.train.batch)
+
+
+def check_ranks(config: RunConfig, world_size: int) -> None:
+    """The laws between model, settings of training and ranks, whatever the dataset. Raises ConfigError."""
     config.model.check("model")
     config.train.check()
     config.parallel.check()
-    config.data.check("data")
     check_sequence(config, world_size)
     _check_batch(config.train, data_ranks(config, world_size))
     if config.train.precision == "bf16" and config.parallel.zero == 0:
@@ -182,16 +197,6 @@ def check(config: RunConfig, world_size: int, manifest: Manifest) -> None:
             f"parallel.offload ({config.parallel.offload}) keeps gradients in host memory, where Muon's ranks cannot exchange "
             "matrices; use train.optimizer.kind=adamw, or parallel.offload=none"
         )
-    if config.data.packing == "contiguous":
-        check_carried(config.model)
-    vocabulary = manifest.tokenizer.vocabulary
-    if config.model.vocab_size < vocabulary:
-        raise ConfigError(
-            f"model.vocab_size ({config.model.vocab_size}) must hold the {vocabulary} ids of {manifest.tokenizer_path}; "
-            f"set model.vocab_size={vocabulary}"
-        )
-    # refuses an empty split, sources shorter than a sequence, and settings of the order that cannot work
-    TokenStream(manifest, "train", config.data, config.seed, config.train.batch)
 
 
 def check_sequence(config: RunConfig, world_size: int) -> None:

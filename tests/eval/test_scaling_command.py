@@ -103,31 +103,38 @@ def test_the_command_writes_figures_pictures_and_a_plan(tmp_path, capsys):
     assert "Next runs" in capsys.readouterr().out
 
 
-def test_families_repetition_and_flops_of_their_own(tmp_path):
-    """Two families in two files, one with FLOPs of its own, both with hours; repeated tokens in the other."""
-    plain = runs_of(FORMS["chinchilla"], CHINCHILLA, isoflop_design(), 0.003)
-    repeated = runs_of(FORMS["data_constrained"], REPEATED, grid_design(7, 6), 0.003, unique=np.tile([3e8, 1e9, 3e9], 14))
-    for name, runs in (("plain", plain), ("repeated", repeated)):
-        rows = zip(runs.params, runs.tokens, runs.loss, runs.unique, 40 * runs.params**0.9 * runs.tokens, strict=True)
-        lines = [f"{N},{D},{loss},{U},{C},{C / 1e17},{name}/1" for N, D, loss, U, C in rows]
-        table(tmp_path / f"{name}.csv", "params,tokens,loss,unique,flops,hours,family", *lines)
-    out = tmp_path / "out"
-    words = [str(tmp_path / "plain.csv"), str(tmp_path / "repeated.csv"), f"out={out}", *QUICK, "hold_out=0", "forms=[chinchilla]"]
-    assert main(["scaling", *words]) == 0
+def with_flops(path: Path, family: str, runs) -> str:
+    """A table with FLOPs of 40 N^0.9 D and an hour for every 1e17 of them."""
+    rows = zip(runs.params, runs.tokens, runs.loss, runs.unique, 40 * runs.params**0.9 * runs.tokens, strict=True)
+    lines = [f"{N},{D},{loss},{U},{C},{C / 1e17},{family}" for N, D, loss, U, C in rows]
+    return str(table(path, "params,tokens,loss,unique,flops,hours,family", *lines))
+
+
+def test_two_families_are_compared_at_equal_flops_and_hours(tmp_path):
+    form, out = FORMS["chinchilla"], tmp_path / "out"
+    tables = [
+        with_flops(tmp_path / f"{seed}.csv", f"{name}/1", runs_of(form, CHINCHILLA, isoflop_design(5, 5), 0.003, seed))
+        for seed, name in enumerate(("plain", "other"))
+    ]
+    assert main(["--out", str(out), "scaling", *tables, *QUICK, "hold_out=0", "forms=[chinchilla]"]) == 0
     report = json.loads((out / "scaling.json").read_text())
     assert report["families"]["plain/1"]["flops"]["q"] == pytest.approx(0.9)
     assert {each["unit"] for each in report["comparisons"]} == {"FLOPs", "hours"}
     assert {"families.png", "parametric-plain_1.png"} <= set(report["pictures"])
-    only = [str(tmp_path / "repeated.csv"), f"out={out}", *QUICK, "hold_out=0", "forms=[chinchilla,data_constrained]"]
-    assert main(["scaling", *only, "unique=1e9", "targets=[1e21]"]) == 0
-    found = json.loads((out / "scaling.json").read_text())["families"]["repeated/1"]
+    # without repeated runs nothing is known of repetition
+    assert main(["scaling", *tables, f"out={out}", *QUICK, "unique=1e9"]) == 2
+
+
+def test_repeated_tokens_have_an_optimum_of_their_own(tmp_path):
+    repeated = runs_of(FORMS["data_constrained"], REPEATED, grid_design(7, 6), 0.003, unique=np.tile([3e8, 1e9, 3e9], 14))
+    words = [with_flops(tmp_path / "repeated.csv", "all", repeated), *QUICK, "hold_out=0", "forms=[data_constrained]"]
+    assert main(["scaling", *words, "unique=1e9", "targets=[1e21]"]) == 0
+    found = json.loads((tmp_path / "repeated-scaling" / "scaling.json").read_text())["families"]["all"]
     rate = found["forms"]["data_constrained"]["profile"]["R_D"]
     assert rate["low"] < 15.39 < rate["high"]
     optimum = found["from_unique_tokens"]["1e+21"]
     assert optimum["D"] > 1e9
     assert 40 * optimum["N"] ** 0.9 * optimum["D"] == pytest.approx(1e21, rel=1e-6)
-    # without repeated runs nothing is known of repetition
-    assert main(["scaling", str(tmp_path / "plain.csv"), f"out={out}", *QUICK, "unique=1e9"]) == 2
 
 
 def test_errors_are_a_sentence_and_a_status(tmp_path, capsys):
@@ -137,7 +144,7 @@ def test_errors_are_a_sentence_and_a_status(tmp_path, capsys):
     assert main(["scaling", str(tmp_path / "runs.csv"), f"out={tmp_path / 'runs.csv'}"]) == 2
     assert "cannot be made" in capsys.readouterr().err
     assert main(["perplexity"]) == 2
-    assert "needs a model" in capsys.readouterr().err
+    assert "evaluates a model" in capsys.readouterr().err
 
 
 def test_a_folder_of_runs_is_a_table(tmp_path):
