@@ -111,16 +111,29 @@ class Decoder(nn.Module):
         last_only: logits of the last token alone, `[B, 1, Z]`. ranks: those that the sequence is split over; tokens, labels and
         what comes out are this rank's, state and docs the whole sequence's.
         """
-        x_BTD, state = self._hidden(tokens_BT, state, docs, ranks)
-        head = self.embedding if self.head is None else self.head
+        x_BTD, state = self.hidden(F.embedding(tokens_BT, self.embedding), state, docs, ranks)
         if labels_BT is not None:
+            head = self.embedding if self.head is None else self.head
             return Output(None, cross_entropy(x_BTD.flatten(0, 1), head.to(x_BTD.dtype), labels_BT.flatten()), state)
-        return Output(F.linear(x_BTD[:, -1:] if last_only else x_BTD, head), None, state)
+        return Output(self.logits(x_BTD[:, -1:] if last_only else x_BTD), None, state)
 
-    def _hidden(self, tokens_BT: Tensor, state: State | None, docs: Docs | None, ranks: Ranks | None) -> tuple[Tensor, State]:
-        x_BTD = F.embedding(tokens_BT, self.embedding)
+    def logits(self, x_BTD: Tensor) -> Tensor:
+        """`[B, T, Z]`, from what `hidden` returns."""
+        return F.linear(x_BTD, self.embedding if self.head is None else self.head)
+
+    def hidden(
+        self,
+        x_BTD: Tensor,
+        state: State | None = None,
+        docs: Docs | None = None,
+        ranks: Ranks | None = None,
+        kept: list[Tensor] | None = None,
+    ) -> tuple[Tensor, State]:
+        """From embedded tokens to what the head reads, and the state after the last token. kept: receives each layer's input."""
         new_state: State = {}
         for i, block in enumerate(self.blocks):
+            if kept is not None:
+                kept.append(x_BTD)
             old = None if state is None else {"position": state["position"], **select(state, f"layers.{i}")}
             if self.checkpoint_activations and torch.is_grad_enabled():
                 x_BTD, new = checkpoint(block, x_BTD, old, docs, ranks, use_reentrant=False)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -21,6 +22,8 @@ TOLERANCE = 1e-5
 # Three chunks of the recurrences and a bit, so that states are handed on.
 TOKENS = 3 * CHUNK + 5
 PADDING = CHUNK - 1
+CUTS = [1, CHUNK - 1, 2 * CHUNK + 2]
+PARTS = ("full", "steps", "chunks", "left_padded")
 TIMEOUT = 1800
 
 
@@ -50,17 +53,27 @@ def verify(model: Decoder, folder: Path) -> dict[str, float]:
 
 
 @torch.no_grad()
-def expected_logits(model: Decoder) -> dict[str, Tensor]:
-    """What `reload.py` compares with: the model itself on random tokens, whole, step by step and padded on the left."""
+def expected_logits(model: Decoder, parts: Collection[str] = PARTS) -> dict[str, Tensor]:
+    """What `reload.py` compares with: the model itself on random tokens, whole, and as the other `parts` say."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.config.vocab_size, (2, TOKENS), generator=generator)
-    mask = torch.ones_like(tokens)
-    mask[0, :PADDING] = 0
-    starts = torch.zeros_like(tokens, dtype=torch.bool)
-    starts[0, PADDING] = starts[1, 0] = True
-    state, steps = None, []
-    for t in range(TOKENS):
-        logits, state = model.step(tokens[:, t], state)
-        steps.append(logits)
-    padded = model(tokens, None, Docs(starts)).logits
-    return {"tokens": tokens, "full": model(tokens).logits, "steps": torch.stack(steps, 1), "mask": mask, "padded": padded}
+    expected = {"tokens": tokens, "full": model(tokens).logits, "steps": _continued(model, tokens, list(range(1, TOKENS)))}
+    if "chunks" in parts:
+        expected |= {"cuts": torch.tensor(CUTS), "chunks": _continued(model, tokens, CUTS)}
+    if "left_padded" in parts:
+        mask = torch.ones_like(tokens)
+        mask[0, :PADDING] = 0
+        starts = torch.zeros_like(tokens, dtype=torch.bool)
+        starts[0, PADDING] = starts[1, 0] = True
+        expected |= {"mask": mask, "left_padded": model(tokens, None, Docs(starts)).logits}
+    return expected
+
+
+def _continued(model: Decoder, tokens: Tensor, cuts: list[int]) -> Tensor:
+    """Logits of the tokens in pieces, each from the state of the one before."""
+    state, pieces = None, []
+    for piece in torch.tensor_split(tokens, cuts, 1):
+        out = model(piece, state)
+        pieces.append(out.logits)
+        state = out.state
+    return torch.cat(pieces, 1)

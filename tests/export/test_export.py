@@ -21,7 +21,7 @@ VOCABULARY = 300
 @pytest.mark.timeout(300)
 def test_it_was_verified_in_a_process_of_its_own(exported):
     metadata = json.loads((exported[1] / "training_metadata.json").read_text())
-    assert set(metadata["parity"]["largest_difference"]) == {"full", "steps", "left_padded"}
+    assert set(metadata["parity"]["largest_difference"]) == {"full", "steps", "chunks", "left_padded"}
     assert max(metadata["parity"]["largest_difference"].values()) <= 1e-5
     assert metadata["step"] == 3
     assert not list(exported[1].glob("*.bin")) + list(exported[1].glob("*.pt"))
