@@ -24,7 +24,10 @@ from llm.state import State, StateSpec, place, select
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """width: channels of the residual stream. depth: layers. layers: by name. pattern: names, repeated until depth is reached."""
+    """width: channels of the residual stream. depth: layers. layers: by name. pattern: names, repeated until depth is reached.
+
+    logit_cap: c, where logits are softly capped to c tanh(logit / c), as in Gemma 2 and xLSTM 7B; null is without.
+    """
 
     width: int = MISSING
     depth: int = MISSING
@@ -33,6 +36,7 @@ class ModelConfig:
     pattern: list[str] = field(default_factory=list)
     tie_embeddings: bool = True
     norm_eps: float = 1e-6
+    logit_cap: float | None = None
 
     def layer_names(self) -> list[str]:
         """The name of each of the `depth` layers."""
@@ -43,6 +47,8 @@ class ModelConfig:
         for name in ("width", "depth", "vocab_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{where}.{name} ({getattr(self, name)}) must be at least 1")
+        if self.logit_cap is not None and self.logit_cap <= 0:
+            raise ConfigError(f"{where}.logit_cap ({self.logit_cap}) bounds the logits and must be above 0; use 30, or null for none")
         if not self.pattern:
             raise ConfigError(f"{where}.pattern is empty; list the names of {where}.layers in the order they repeat")
         for name in self.pattern:
@@ -114,12 +120,14 @@ class Decoder(nn.Module):
         x_BTD, state = self.hidden(F.embedding(tokens_BT, self.embedding), state, docs, ranks)
         if labels_BT is not None:
             head = self.embedding if self.head is None else self.head
-            return Output(None, cross_entropy(x_BTD.flatten(0, 1), head.to(x_BTD.dtype), labels_BT.flatten()), state)
+            loss = cross_entropy(x_BTD.flatten(0, 1), head.to(x_BTD.dtype), labels_BT.flatten(), self.config.logit_cap)
+            return Output(None, loss, state)
         return Output(self.logits(x_BTD[:, -1:] if last_only else x_BTD), None, state)
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         """`[B, T, Z]`, from what `hidden` returns."""
-        return F.linear(x_BTD, self.embedding if self.head is None else self.head)
+        logits, cap = F.linear(x_BTD, self.embedding if self.head is None else self.head), self.config.logit_cap
+        return logits if cap is None else cap * (logits / cap).tanh()
 
     def hidden(
         self,

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from llm.docs import Docs
 from llm.errors import CheckpointError
+from llm.export.native import WeightNames, parted
+from llm.export.weights import Shards
 from llm.model import Decoder
 from llm.ops.linear.chunk import CHUNK
 
@@ -27,7 +29,7 @@ PARTS = ("full", "steps", "chunks", "left_padded")
 TIMEOUT = 1800
 
 
-def verify(model: Decoder, folder: Path) -> dict[str, float]:
+def verify(model: Decoder, folder: Path, parts: Collection[str] = PARTS) -> dict[str, float]:
     """The largest absolute differences in float32 between the logits of `model` and those of the reloaded `folder`.
 
     Raises:
@@ -35,7 +37,7 @@ def verify(model: Decoder, folder: Path) -> dict[str, float]:
     """
     with tempfile.TemporaryDirectory() as scratch:
         expected = Path(scratch) / "expected.safetensors"
-        save_file(expected_logits(model), expected)
+        save_file(expected_logits(model, parts), expected)
         environment = {**os.environ, "HF_MODULES_CACHE": scratch, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
         command = [sys.executable, "-I", str(Path(__file__).with_name("reload.py")), str(folder.resolve()), str(expected)]
         done = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
@@ -50,6 +52,16 @@ def verify(model: Decoder, folder: Path) -> dict[str, float]:
                 f"more than {TOLERANCE:.0e}; nothing was exported"
             )
     return found
+
+
+def same_weights(folder: Path, names: WeightNames, weights: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError unless what lies in `folder`, read back into our names, is `weights` to the bit."""
+    written = Shards(folder)
+    for theirs, ours in names:
+        wanted = [weights[name] for name in ours]
+        for name, got, want in zip(ours, parted(written[theirs], [x.shape for x in wanted]), wanted, strict=True):
+            if not torch.equal(got, want.to(got.dtype)):
+                raise CheckpointError(f"the folder's {theirs} is not the checkpoint's {name}; nothing was exported")
 
 
 @torch.no_grad()

@@ -12,32 +12,39 @@ IGNORED = -100
 SLICE = 1024
 
 
-def cross_entropy(hidden_ND: Tensor, weight_ZD: Tensor, labels_N: Tensor) -> Tensor:
+def cross_entropy(hidden_ND: Tensor, weight_ZD: Tensor, labels_N: Tensor, cap: float | None = None) -> Tensor:
     """-sum_n log softmax(W h_n)[label_n] in nats, over the labels that are not `IGNORED`; a scalar in the accumulator's dtype.
+
+    cap: c, where logits are c tanh(W h / c).
 
     Where gradients are wanted they are made in the forward pass, slice by slice, while the logits are there: the backward pass
     only scales them. Holds `SLICE` x Z logits and, for gradients, one N x D and one Z x D tensor.
     """
     if torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_ZD.requires_grad):
-        return _WithGradients.apply(hidden_ND, weight_ZD, labels_N)
-    return _slices(hidden_ND, weight_ZD, labels_N, None, None)
+        return _WithGradients.apply(hidden_ND, weight_ZD, labels_N, cap)
+    return _slices(hidden_ND, weight_ZD, labels_N, cap, None, None)
 
 
-def _slices(hidden: Tensor, weight: Tensor, labels: Tensor, dhidden: Tensor | None, dweight: Tensor | None) -> Tensor:
+def _slices(
+    hidden: Tensor, weight: Tensor, labels: Tensor, cap: float | None, dhidden: Tensor | None, dweight: Tensor | None
+) -> Tensor:
     """The loss; fills `dhidden` and adds to `dweight` when given."""
     loss = torch.zeros((), dtype=accumulator(hidden.dtype), device=hidden.device)
     for first in range(0, len(hidden), SLICE):
         part = slice(first, first + SLICE)
         h, label = hidden[part], labels[part]
         logits = (h @ weight.T).to(loss.dtype)
+        if cap is not None:
+            logits = logits.div_(cap).tanh_().mul_(cap)
         log_total = logits.logsumexp(-1, keepdim=True)
         scored = (label != IGNORED)[:, None]
         target = label.clamp(min=0)[:, None]
         loss += ((log_total - logits.gather(1, target)) * scored).sum()
         if dhidden is not None and dweight is not None:
+            slope = 1 if cap is None else 1 - (logits / cap) ** 2
             dlogits = logits.sub_(log_total).exp_()
             dlogits.scatter_add_(1, target, torch.full_like(log_total, -1))
-            dlogits = dlogits.mul_(scored).to(h.dtype)
+            dlogits = dlogits.mul_(scored).mul_(slope).to(h.dtype)
             dhidden[part] = dlogits @ weight
             dweight += dlogits.T @ h
     return loss
@@ -45,17 +52,17 @@ def _slices(hidden: Tensor, weight: Tensor, labels: Tensor, dhidden: Tensor | No
 
 class _WithGradients(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden, weight, labels):
+    def forward(ctx: Any, hidden, weight, labels, cap):
         dhidden = torch.empty_like(hidden)
         dweight = torch.zeros_like(weight, dtype=accumulator(weight.dtype))
-        loss = _slices(hidden, weight, labels, dhidden, dweight)
+        loss = _slices(hidden, weight, labels, cap, dhidden, dweight)
         ctx.save_for_backward(dhidden, dweight.to(weight.dtype))
         return loss
 
     @staticmethod
     def backward(ctx: Any, dloss):
         dhidden, dweight = ctx.saved_tensors
-        return dhidden * dloss.to(dhidden.dtype), dweight * dloss.to(dweight.dtype), None
+        return dhidden * dloss.to(dhidden.dtype), dweight * dloss.to(dweight.dtype), None, None
 
 
 def cross_entropy_per_token(logits_BTZ: Tensor, labels_BT: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ def test_an_older_folder_gives_way(braid, tokenizer, tmp_path):
     (tmp_path / "out").mkdir()
     for name in ("stale", "config.json", "training_metadata.json"):
         (tmp_path / "out" / name).touch()
-    exporter.export_folder(braid(), tokenizer, tmp_path / "out", {}, context=64, replace=True)
+    exporter.export_folder(braid(), tokenizer, tmp_path / "out", {}, context=64, options=exporter.ExportOptions(replace=True))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert "stale" not in names

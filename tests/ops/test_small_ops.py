@@ -57,18 +57,20 @@ def test_convolution_is_a_padded_conv1d():
     torch.testing.assert_close(got, want)
 
 
+@pytest.mark.parametrize("cap", [None, 2.0])
 @pytest.mark.parametrize("tokens", [1, SLICE, 2 * SLICE + 5])
-def test_cross_entropy_in_slices_is_the_plain_one(tokens):
+def test_cross_entropy_in_slices_is_the_plain_one(tokens, cap):
     torch.manual_seed(0)
     hidden = torch.randn(tokens, 16, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(50, 16, dtype=torch.float64, requires_grad=True)
     labels = torch.randint(50, (tokens,))
     labels[1::7] = IGNORED
-    want = F.cross_entropy(hidden @ weight.T, labels, reduction="sum", ignore_index=IGNORED)
-    got = cross_entropy(hidden, weight, labels)
+    logits = hidden @ weight.T if cap is None else cap * (hidden @ weight.T / cap).tanh()
+    want = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED)
+    got = cross_entropy(hidden, weight, labels, cap)
     torch.testing.assert_close(got, want)
     with torch.no_grad():
-        torch.testing.assert_close(cross_entropy(hidden, weight, labels), want)
+        torch.testing.assert_close(cross_entropy(hidden, weight, labels, cap), want)
     for a, b in zip(torch.autograd.grad(3 * got, [hidden, weight]), torch.autograd.grad(3 * want, [hidden, weight]), strict=True):
         torch.testing.assert_close(a, b)
 
