@@ -2,15 +2,12 @@
 
 import json
 import os
-import platform
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import tokenizers
 import torch
 import transformers
 from torch import Tensor
@@ -20,7 +17,7 @@ from llm.export import assemble, native
 from llm.export.card import model_card
 from llm.export.configuration import BraidConfig
 from llm.export.tokenizer_files import write_tokenizer
-from llm.export.verify import PARTS, TOLERANCE, same_weights, verify
+from llm.export.verify import PARTS, TOLERANCE, same_weights, verify, versions
 from llm.export.weights import SHARD_BYTES, write_shards
 from llm.model import Decoder
 
@@ -119,12 +116,6 @@ def _check_place(out: Path, replace: bool) -> None:
 def is_export(folder: Path) -> bool:
     """Whether `folder` was written by `export_folder`, or is empty: then it may give way."""
     return folder.is_dir() and (not any(folder.iterdir()) or {"config.json", METADATA} <= {path.name for path in folder.iterdir()})
-
-
-def versions() -> dict[str, str]:
-    """What the export was made with."""
-    libraries = {module.__name__: module.__version__ for module in (torch, transformers, tokenizers, safetensors)}
-    return {"python": platform.python_version(), **libraries}
 
 
 def _write_model(folder: Path, target: str, model: Decoder, start: int, context: int, root: Path) -> native.WeightNames:

@@ -109,11 +109,11 @@ class BraidForCausalLM(GenerationMixin, PreTrainedModel):
         self.model = Decoder(model_config(config.braid))
         self.gradient_checkpointing = False
         self._no_split_modules = ["Block"]
-        # Decays, norms and biases stay float32 whatever dtype is asked for.
+        self.post_init()
+        # Decays, norms and biases stay float32 whatever dtype is asked for. (Behind `post_init`, which in 4.57 takes no whole names.)
         self._keep_in_fp32_modules_strict = {
             f"model.{name}" for name, role in parameter_roles(self.model).items() if ROLES[role].float32
         }
-        self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: torch.nn.Module) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import CONFIG_MAPPING
@@ -64,7 +65,8 @@ class Architecture:
 
     whole, layer: names of the model's own weights, and of layer i's, under `prefix.format(i)`, by the mixer's kind. write, read: our
     settings -> theirs, theirs -> ours. factors: of our weights, by which settings of theirs are folded in when they are read.
-    chunks, left_padded: whether its code in `transformers` continues from a cache with several tokens, and minds padding.
+    chunks, left_padded: whether its code in `transformers` continues from a cache with several tokens, and minds padding. needs: the
+    first major version whose code is right.
     """
 
     causal: str
@@ -76,6 +78,7 @@ class Architecture:
     factors: Callable[[Values], dict[str, float]] = field(default=lambda values: {})
     chunks: bool = False
     left_padded: bool = True
+    needs: int = 4
 
     def parts(self) -> tuple[str, ...]:
         """What of the logits can be compared (`llm/export/verify.py`)."""
@@ -150,6 +153,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         settings.to_xlstm,
         settings.of_xlstm,
         left_padded=False,
+        # before, its own PyTorch code fails beyond one chunk of tokens
+        needs=5,
     ),
     "granitemoehybrid": Architecture(
         "GraniteMoeHybridForCausalLM",
@@ -179,7 +184,9 @@ def model_config(model_type: str, values: Values) -> ModelConfig:
 
 def losses(model_type: str, config: ModelConfig) -> list[str]:
     """What of a model an architecture cannot hold, in words; empty: it can hold all of it."""
-    architecture = ARCHITECTURES[model_type]
+    architecture, installed = ARCHITECTURES[model_type], transformers.__version__
+    if int(installed.split(".")[0]) < architecture.needs:
+        return [f"transformers ({installed}) is too old for {model_type}, which is right from {architecture.needs}.0 on: upgrade it"]
     strange = {layer.mixer.kind for layer in layers_of(config)} - set(architecture.layer)
     if strange:
         return [f"it has no layers of {' or '.join(sorted(strange))}"]

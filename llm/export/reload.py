@@ -2,8 +2,8 @@
 
     python -I reload.py FOLDER EXPECTED.safetensors [FOLDER EXPECTED.safetensors ...]
 
-EXPECTED holds `tokens` [B, T] and the training model's logits [B, T, Z] of them: `full`; `steps`, token by token from the cache;
-and, where the architecture can do it, `chunks`, the sequence continued from the cache at each of `cuts`, and `left_padded`, with
+EXPECTED holds `tokens` [B, T] and the training model's logits [B, T, Z] of them: `full`; `steps`, of a prompt's last token and of
+those behind it, one by one from the cache; and, where the architecture can do it, `chunks`, the sequence continued from the cache at each of `cuts`, and `left_padded`, with
 `mask` [B, T] (0: padding). Braid's own packages are barred, so a folder that needs them fails here. Prints one line of JSON for
 each folder: the largest absolute difference of each.
 """
@@ -36,7 +36,7 @@ def differences(folder: str, expected_path: str) -> dict[str, float]:
     found = {}
     with torch.no_grad():
         found["full"] = model(tokens, use_cache=False).logits - expected["full"]
-        found["steps"] = _steps(model, tokens) - expected["steps"]
+        found["steps"] = _steps(model, tokens, expected["steps"].shape[1]) - expected["steps"]
         if "chunks" in expected:
             found["chunks"] = _chunks(model, tokens, expected["cuts"].tolist()) - expected["chunks"]
         if "left_padded" in expected:
@@ -48,8 +48,8 @@ def differences(folder: str, expected_path: str) -> dict[str, float]:
     return {name: float(difference.abs().max()) for name, difference in found.items()}
 
 
-def _steps(model, tokens):
-    """Logits of `generate`, made to write `tokens`: what the model's own cache gives, one token at a time."""
+def _steps(model, tokens, count):
+    """The last `count` logits, of `generate` made to write `tokens`: what the model's own cache gives, one token at a time."""
     import torch
     from transformers import LogitsProcessorList
 
@@ -59,10 +59,11 @@ def _steps(model, tokens):
 
     # one more than is compared, so that the last token's logits are among them
     tokens = torch.cat([tokens, tokens[:, :1]], 1)
+    prompt = tokens[:, :-count]
     out = model.generate(
-        tokens[:, :1],
-        attention_mask=torch.ones_like(tokens[:, :1]),
-        max_new_tokens=tokens.shape[1] - 1,
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=count,
         do_sample=False,
         eos_token_id=None,
         logits_processor=LogitsProcessorList([forced]),

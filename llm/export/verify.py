@@ -3,13 +3,17 @@
 import json
 import math
 import os
+import platform
 import subprocess
 import sys
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+import safetensors
+import tokenizers
 import torch
+import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -25,6 +29,8 @@ TOLERANCE = 1e-5
 TOKENS = 3 * CHUNK + 5
 PADDING = CHUNK - 1
 CUTS = [1, CHUNK - 1, 2 * CHUNK + 2]
+# what generation reads at once, before it goes on token by token
+PROMPT = 2 * CHUNK + 2
 PARTS = ("full", "steps", "chunks", "left_padded")
 TIMEOUT = 1800
 
@@ -54,6 +60,12 @@ def verify(model: Decoder, folder: Path, parts: Collection[str] = PARTS) -> dict
     return found
 
 
+def versions() -> dict[str, str]:
+    """Of what reads and writes the format."""
+    libraries = {module.__name__: module.__version__ for module in (torch, transformers, tokenizers, safetensors)}
+    return {"python": platform.python_version(), **libraries}
+
+
 def same_weights(folder: Path, names: WeightNames, weights: Mapping[str, Tensor]) -> None:
     """Raise CheckpointError unless what lies in `folder`, read back into our names, is `weights` to the bit."""
     written = Shards(folder)
@@ -69,7 +81,8 @@ def expected_logits(model: Decoder, parts: Collection[str] = PARTS) -> dict[str,
     """What `reload.py` compares with: the model itself on random tokens, whole, and as the other `parts` say."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.config.vocab_size, (2, TOKENS), generator=generator)
-    expected = {"tokens": tokens, "full": model(tokens).logits, "steps": _continued(model, tokens, list(range(1, TOKENS)))}
+    steps = _continued(model, tokens, list(range(PROMPT, TOKENS)))[:, PROMPT - 1 :].contiguous()
+    expected = {"tokens": tokens, "full": model(tokens).logits, "steps": steps}
     if "chunks" in parts:
         expected |= {"cuts": torch.tensor(CUTS), "chunks": _continued(model, tokens, CUTS)}
     if "left_padded" in parts:
