@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from omegaconf import OmegaConf
 from torch import Tensor
-from transformers import CONFIG_MAPPING
+from transformers import AutoConfig
 
 from llm.config import build
 from llm.data.tokenizer import load_tokenizer, vocabulary_size
@@ -87,7 +88,10 @@ def read_settings(folder: Path) -> tuple[str, Values]:
         raise ConfigError(f"model_type ({model_type}) brings code of its own ({code}), which is not run here; {known(model_type)}")
     if model_type not in ARCHITECTURES:
         raise ConfigError(f"model_type ({model_type}) cannot be imported; {known(model_type)}")
-    return model_type, CONFIG_MAPPING[model_type].from_dict(values).to_dict()
+    try:
+        return model_type, AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise ConfigError(f"{folder / 'config.json'} is none of {model_type} ({' '.join(str(error).split())}); fetch it again") from None
 
 
 def known(model_type: str) -> str:
@@ -129,7 +133,8 @@ def import_folder(
     draft.mkdir()
     try:
         (draft / MODEL).write_text(OmegaConf.to_yaml(OmegaConf.create({"model": asdict(config)})))
-        shapes = {name: torch.empty(weights[name].shape, device="meta") for name in weights} if change else _shapes(config)
+        with torch.device("meta"):
+            shapes = Decoder(config).state_dict()
         write_shards(draft, shapes, weights.__getitem__, shard_bytes)
         for name in KEPT:
             if (folder / name).is_file():
@@ -139,11 +144,6 @@ def import_folder(
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return origin
-
-
-def _shapes(config: ModelConfig) -> dict[str, Tensor]:
-    with torch.device("meta"):
-        return dict(Decoder(config).state_dict())
 
 
 def _check_tokenizer(folder: Path, config: ModelConfig) -> None:

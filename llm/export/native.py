@@ -177,9 +177,8 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def model_config(model_type: str, values: Values) -> ModelConfig:
-    """Our config of a model of `model_type` with these settings, those that its class has by default filled in. Raises ConfigError."""
-    filled = CONFIG_MAPPING[model_type].from_dict(values).to_dict()
-    return build(ModelConfig, ARCHITECTURES[model_type].read(filled), model_kinds(""))
+    """Our config of a model of `model_type`, from all settings of its class. Raises ConfigError."""
+    return build(ModelConfig, ARCHITECTURES[model_type].read(values), model_kinds(""))
 
 
 def losses(model_type: str, config: ModelConfig) -> list[str]:
@@ -191,7 +190,8 @@ def losses(model_type: str, config: ModelConfig) -> list[str]:
     if strange:
         return [f"it has no layers of {' or '.join(sorted(strange))}"]
     try:
-        return differences(config, model_config(model_type, architecture.write(config, 1)))
+        theirs = CONFIG_MAPPING[model_type].from_dict(architecture.write(config, 1)).to_dict()
+        return differences(config, model_config(model_type, theirs))
     except (ConfigError, ValueError, StrictDataclassError) as error:
         return [" ".join(str(error).split())]
 

@@ -1,6 +1,7 @@
 """Weights one at a time: read from safetensors when asked for, written shard by shard, so that a model need not fit in memory."""
 
 import json
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,11 @@ def _files(folder: Path) -> dict[str, Path]:
 def unpickled(folder: Path) -> dict[str, Tensor]:
     """The tensors of a folder's pickles, for callers whose user asked for it; only tensors are loaded, not other objects."""
     files = sorted(path for pattern in PICKLES for path in folder.glob(pattern))
-    return {name: x for file in files for name, x in torch.load(file, map_location="cpu", weights_only=True).items()}
+    try:
+        return {name: x for file in files for name, x in torch.load(file, map_location="cpu", weights_only=True).items()}
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        law = str(error).splitlines()[0]
+        raise CheckpointError(f"{folder}: {files[0].name} holds more than tensors, or is damaged ({law}); fetch safetensors") from None
 
 
 def write_shards(folder: Path, shapes: Mapping[str, Tensor], get: Callable[[str], Tensor], shard_bytes: int = SHARD_BYTES) -> None:
