@@ -88,7 +88,16 @@ def main() -> int:
         total, bound = sum(sizes), 2 * max(sizes) + 10**9
         print(f"{total / 1e9:.2f} GB in {len(sizes)} shards; bound {bound / 1e9:.2f} GB", flush=True)
         for name in ("import", "export"):
-            command = [sys.executable, __file__, "--step", name, "--folder", str(scratch), "--shard-megabytes", str(words.shard_megabytes)]
+            command = [
+                sys.executable,
+                __file__,
+                "--step",
+                name,
+                "--folder",
+                str(scratch),
+                "--shard-megabytes",
+                str(words.shard_megabytes),
+            ]
             found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
             speed = total / 1e9 / found["seconds"]
             print(f"{name}: peak {found['peak'] / 1e9:.2f} GB, {found['seconds']:.1f} s, {speed:.2f} GB/s", flush=True)

@@ -21,7 +21,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="with config.json, safetensors and tokenizer.json")
     parser.add_argument("out", type=Path)
     parser.add_argument("--stream", action="store_true", help="never hold the whole model: logits are not compared")
-    parser.add_argument("--allow-pickle", action="store_true", help="read *.bin where there are no safetensors: only of those you trust")
+    parser.add_argument(
+        "--allow-pickle", action="store_true", help="read *.bin where there are no safetensors: only of those you trust"
+    )
     words = parser.parse_args(argv)
     try:
         origin = import_folder(words.folder, words.out, not words.stream, words.allow_pickle)

@@ -48,7 +48,9 @@ class ModelConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{where}.{name} ({getattr(self, name)}) must be at least 1")
         if self.logit_cap is not None and self.logit_cap <= 0:
-            raise ConfigError(f"{where}.logit_cap ({self.logit_cap}) bounds the logits and must be above 0; use 30, or null for none")
+            raise ConfigError(
+                f"{where}.logit_cap ({self.logit_cap}) bounds the logits and must be above 0; use 30, or null for none"
+            )
         if not self.pattern:
             raise ConfigError(f"{where}.pattern is empty; list the names of {where}.layers in the order they repeat")
         for name in self.pattern:

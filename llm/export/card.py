@@ -34,7 +34,9 @@ REMOTE_CODE = (
     "`modeling_braid.py` holds all of the model's code and needs torch and transformers only. `trust_remote_code=True` runs that "
     "file and `configuration_braid.py`, nothing else: read them first."
 )
-NATIVE_CODE = "The architecture is `{format}` of transformers: no code is in this folder, and what serves that architecture serves this."
+NATIVE_CODE = (
+    "The architecture is `{format}` of transformers: no code is in this folder, and what serves that architecture serves this."
+)
 PARTS = {
     "full": "whole sequence",
     "steps": "token by token from the cache",
@@ -67,7 +69,9 @@ def _checked(parity: dict[str, Any]) -> str:
         return f"weights are {parity['weights']}"
     largest = parity["largest_difference"]
     parts = ", ".join(PARTS[part] for part in largest)
-    return f"the reloaded model's logits differ from the training model's by at most {max(largest.values()):.1e} in float32 ({parts})"
+    return (
+        f"the reloaded model's logits differ from the training model's by at most {max(largest.values()):.1e} in float32 ({parts})"
+    )
 
 
 def _sections(metadata: dict[str, Any]) -> Iterator[str]:
@@ -82,7 +86,9 @@ def _sections(metadata: dict[str, Any]) -> Iterator[str]:
         yield f"\n## Data\n\n{data['tokens']:,} tokens in {data['documents']:,} documents (manifest `{data['manifest']}`).\n\n"
         yield _table(["source", "licence", "weight"], rows)
     if metadata.get("evaluation"):
-        rows = [[report, figure, f"{value:.6g}"] for report, found in metadata["evaluation"].items() for figure, value in found.items()]
+        rows = [
+            [report, figure, f"{value:.6g}"] for report, found in metadata["evaluation"].items() for figure, value in found.items()
+        ]
         yield "\n## Evaluation\n\n" + _table(["evaluation", "figure", "value"], rows)
 
 

@@ -16,6 +16,7 @@ from llm.errors import CheckpointError, ConfigError, did_you_mean
 from llm.export import assemble, native
 from llm.export.card import model_card
 from llm.export.configuration import BraidConfig
+from llm.export.gguf_file import gguf_architecture, write_gguf
 from llm.export.tokenizer_files import write_tokenizer
 from llm.export.verify import PARTS, TOLERANCE, same_weights, verify, versions
 from llm.export.weights import SHARD_BYTES, write_shards
@@ -32,13 +33,14 @@ class ExportOptions:
     """How a folder is made.
 
     to: `remote`, which holds its own code; the name of an architecture of `transformers`; or `auto`, the first of these that can
-    hold all of the model, and else `remote`. replace: an existing folder gives way. chat_template: a Jinja file. shard_bytes: of
-    the largest file of weights.
+    hold all of the model, and else `remote`. replace: an existing folder gives way. chat_template: a Jinja file. gguf: add a file
+    for llama.cpp. shard_bytes: of the largest file of weights.
     """
 
     to: str = AUTO
     replace: bool = False
     chat_template: Path | None = None
+    gguf: bool = False
     shard_bytes: int = SHARD_BYTES
 
 
@@ -51,7 +53,9 @@ def settle(to: str, model: Decoder) -> str:
     lost = [] if to == REMOTE else native.losses(to, model.config)
     if lost:
         more = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
-        raise ConfigError(f"--to {to} cannot hold this model without loss ({lost[0]}{more}); use --to remote, which holds every model")
+        raise ConfigError(
+            f"--to {to} cannot hold this model without loss ({lost[0]}{more}); use --to remote, which holds every model"
+        )
     return to
 
 
@@ -77,6 +81,8 @@ def export_folder(
         ConfigError: the architecture cannot hold the model.
     """
     target = settle(options.to, model)
+    if options.gguf:
+        gguf_architecture(model.config)
     _check_place(out, options.replace)
     if weights is None:
         model = model.float().cpu().eval()
@@ -87,6 +93,8 @@ def export_folder(
         start = write_tokenizer(draft, tokenizer, model.config.vocab_size, context, options.chat_template)
         names = _write_model(draft, target, model, start, context, root)
         _write_weights(draft, names, model, weights or model.state_dict(), options.shard_bytes)
+        if options.gguf:
+            write_gguf(draft / f"{out.name}.gguf", model, weights or model.state_dict(), draft, context)
         parity = _verified(draft, target, names, model, weights)
         metadata = {**metadata, "format": target, "versions": versions(), "parity": parity}
         (draft / METADATA).write_text(json.dumps(metadata, indent=2, default=str) + "\n")

@@ -1,9 +1,9 @@
 """Pretrained weights from a Hugging Face folder as weights, config and tokenizer that training here goes on from.
 
-    OUT/model.yaml           the `model` section, for `pretrain.py OUT/model.yaml EXPERIMENT.yaml init_from=OUT`
-    OUT/model*.safetensors   float32, by our names
-    OUT/tokenizer.json, chat_template.jinja and so on, as they came
-    OUT/imported.json        from where, what was checked
+OUT/model.yaml           the `model` section, for `pretrain.py OUT/model.yaml EXPERIMENT.yaml init_from=OUT`
+OUT/model*.safetensors   float32, by our names
+OUT/tokenizer.json, chat_template.jinja and so on, as they came
+OUT/imported.json        from where, what was checked
 """
 
 import json
@@ -62,7 +62,9 @@ class Translated(Mapping[str, Tensor]):
         whole = self.theirs[there]
         shapes = [self.shapes[part] for part in ours]
         if whole.numel() != sum(shape.numel() for shape in shapes):
-            raise CheckpointError(f"{there} {tuple(whole.shape)} does not have the shape that config.json gives it; fetch both again")
+            raise CheckpointError(
+                f"{there} {tuple(whole.shape)} does not have the shape that config.json gives it; fetch both again"
+            )
         x = parted(whole, shapes)[ours.index(name)].float()
         factor = next((f for suffix, f in self.factors.items() if name == suffix or name.endswith("." + suffix)), 1.0)
         return x if factor == 1.0 else x * factor
@@ -91,7 +93,9 @@ def read_settings(folder: Path) -> tuple[str, Values]:
     try:
         return model_type, AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
     except (ValueError, TypeError, StrictDataclassError) as error:
-        raise ConfigError(f"{folder / 'config.json'} is none of {model_type} ({' '.join(str(error).split())}); fetch it again") from None
+        raise ConfigError(
+            f"{folder / 'config.json'} is none of {model_type} ({' '.join(str(error).split())}); fetch it again"
+        ) from None
 
 
 def known(model_type: str) -> str:

@@ -36,7 +36,9 @@ def spelled_out(layer: LayerConfig, config: ModelConfig) -> Layer:
 def differences(wanted: ModelConfig, got: ModelConfig) -> list[str]:
     """What of `wanted` is otherwise in `got`, in words."""
     whole = ("width", "depth", "vocab_size", "tie_embeddings", "norm_eps", "logit_cap")
-    found = [f"{key} ({getattr(wanted, key)}) would be {getattr(got, key)}" for key in whole if getattr(wanted, key) != getattr(got, key)]
+    found = [
+        f"{key} ({getattr(wanted, key)}) would be {getattr(got, key)}" for key in whole if getattr(wanted, key) != getattr(got, key)
+    ]
     for i, (a, b) in enumerate(zip(layers_of(wanted), layers_of(got), strict=False)):
         for part, left, right in zip(("mixer", "ffn"), spelled_out(a, wanted), spelled_out(b, got), strict=True):
             changed = [key for key in left if left[key] != right.get(key)]

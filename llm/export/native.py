@@ -33,7 +33,13 @@ QK_NORM = {f"self_attn.{x}_norm.weight": f"mixer.{x}_norm.norm_weight" for x in 
 SWIGLU = {f"mlp.{x}_proj.weight": f"ffn.{x}_proj.weight" for x in ("gate", "up", "down")}
 CONV = {"conv1d.weight": "mixer.conv_weight", "conv1d.bias": "mixer.conv_bias"}
 SSM = {"A_log": "mixer.A_log", "D": "mixer.D", "in_proj.weight": "mixer.in_proj.weight", "out_proj.weight": "mixer.out_proj.weight"}
-MAMBA = {**SSM, **CONV, "x_proj.weight": "mixer.x_proj.weight", "dt_proj.weight": "mixer.dt_proj.weight", "dt_proj.bias": "mixer.dt_bias"}
+MAMBA = {
+    **SSM,
+    **CONV,
+    "x_proj.weight": "mixer.x_proj.weight",
+    "dt_proj.weight": "mixer.dt_proj.weight",
+    "dt_proj.bias": "mixer.dt_bias",
+}
 MAMBA2 = {**SSM, **CONV, "dt_bias": "mixer.dt_bias", "norm.weight": "mixer.norm_weight"}
 MLSTM = {
     "q.weight": "mixer.q_proj.weight",
@@ -109,7 +115,13 @@ _XLSTM_FFN = {
 # In the order in which an automatic choice tries them.
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture(
-        "LlamaForCausalLM", _transformer(), "model.layers.{}.", {"attention": _LLAMA_LAYER}, settings.to_llama, settings.of_llama, chunks=True
+        "LlamaForCausalLM",
+        _transformer(),
+        "model.layers.{}.",
+        {"attention": _LLAMA_LAYER},
+        settings.to_llama,
+        settings.of_llama,
+        chunks=True,
     ),
     "mistral": Architecture(
         "MistralForCausalLM",
@@ -185,7 +197,9 @@ def losses(model_type: str, config: ModelConfig) -> list[str]:
     """What of a model an architecture cannot hold, in words; empty: it can hold all of it."""
     architecture, installed = ARCHITECTURES[model_type], transformers.__version__
     if int(installed.split(".")[0]) < architecture.needs:
-        return [f"transformers ({installed}) is too old for {model_type}, which is right from {architecture.needs}.0 on: upgrade it"]
+        return [
+            f"transformers ({installed}) is too old for {model_type}, which is right from {architecture.needs}.0 on: upgrade it"
+        ]
     strange = {layer.mixer.kind for layer in layers_of(config)} - set(architecture.layer)
     if strange:
         return [f"it has no layers of {' or '.join(sorted(strange))}"]

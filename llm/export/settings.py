@@ -40,7 +40,9 @@ def _plain(values: Values) -> None:
             raise ConfigError(f"{key} ({values[key]}) must be {known[0]}: no layer here has another; import a model without it")
     low, high = values.get("time_step_limit") or (0.0, float("inf"))
     if low > 0 or high < float("inf"):
-        raise ConfigError(f"time_step_limit ({low}, {high}) must not bind: Mamba-2's step is not clamped here; import a model without it")
+        raise ConfigError(
+            f"time_step_limit ({low}, {high}) must not bind: Mamba-2's step is not clamped here; import a model without it"
+        )
 
 
 def _rope(values: Values) -> Values:
@@ -165,7 +167,9 @@ def to_xlstm(config: ModelConfig, context: int) -> Values:
     first: MLSTMConfig = _first(config, "mlstm")
     for name, cap in (("gate_cap", first.gate_cap), ("logit_cap", config.logit_cap)):
         if cap is None:
-            raise ConfigError(f"{name} (null) must be a number, as this architecture always caps; xLSTM 7B caps gates at 15, logits at 30")
+            raise ConfigError(
+                f"{name} (null) must be a number, as this architecture always caps; xLSTM 7B caps gates at 15, logits at 30"
+            )
     sizes = {"embedding_dim": config.width, "num_blocks": config.depth, "num_heads": first.heads, "qk_dim_factor": first.qk_factor}
     # no rounding: the factor gives the size
     ffn = {"ffn_proj_factor": _hidden(config) / config.width, "ffn_round_up_to_multiple_of": 1, "v_dim_factor": 1.0}
@@ -247,7 +251,13 @@ def to_bamba(config: ModelConfig, context: int) -> Values:
     rope = {"rope_theta": theta, "partial_rotary_factor": fraction}
     rope |= {"rope_parameters": {"rope_type": "default", **rope}}
     indices = [i for i, layer in enumerate(layers_of(config)) if layer.mixer.kind == "attention"]
-    return {**_to_hybrid(config, context), **rope, "attn_layer_indices": indices, "intermediate_size": _hidden(config), "mlp_bias": False}
+    return {
+        **_to_hybrid(config, context),
+        **rope,
+        "attn_layer_indices": indices,
+        "intermediate_size": _hidden(config),
+        "mlp_bias": False,
+    }
 
 
 def of_bamba(values: Values) -> Values:

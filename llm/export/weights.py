@@ -82,7 +82,9 @@ def unpickled(folder: Path) -> dict[str, Tensor]:
         return {name: x for file in files for name, x in torch.load(file, map_location="cpu", weights_only=True).items()}
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         law = str(error).splitlines()[0]
-        raise CheckpointError(f"{folder}: {files[0].name} holds more than tensors, or is damaged ({law}); fetch safetensors") from None
+        raise CheckpointError(
+            f"{folder}: {files[0].name} holds more than tensors, or is damaged ({law}); fetch safetensors"
+        ) from None
 
 
 def write_shards(folder: Path, shapes: Mapping[str, Tensor], get: Callable[[str], Tensor], shard_bytes: int = SHARD_BYTES) -> None:

@@ -55,7 +55,9 @@ class AttentionConfig:
         if G < 1 or H % G:
             raise ConfigError(f"{where}.kv_heads ({G}) must divide {where}.heads ({H}); use a divisor of {H}")
         if not 0 < self.rope_fraction <= 1:
-            raise ConfigError(f"{where}.rope_fraction ({self.rope_fraction}) is a share of the channels; use 0 < rope_fraction <= 1")
+            raise ConfigError(
+                f"{where}.rope_fraction ({self.rope_fraction}) is a share of the channels; use 0 < rope_fraction <= 1"
+            )
         if self.rope_theta is not None and (self.rope_channels(width) % 2 or not self.rope_channels(width)):
             turned = f"head_dim ({K})" if self.rope_fraction == 1 else f"rope_fraction ({self.rope_fraction}) x head_dim ({K})"
             raise ConfigError(f"{where}: rotary positions need an even {turned}; change it or set {where}.rope_theta=null")

@@ -106,7 +106,9 @@ def test_bfloat16_generates_with_the_cache_as_without(exported):
 def test_pipeline_writes_text(exported):
     writer = pipeline("text-generation", str(exported[1]), trust_remote_code=True)
     out = writer(["def spam", "return eggs and"], max_new_tokens=5, do_sample=False, batch_size=2)
-    assert [text[0]["generated_text"].startswith(start) for text, start in zip(out, ["def spam", "return"], strict=True)] == [True] * 2
+    assert [text[0]["generated_text"].startswith(start) for text, start in zip(out, ["def spam", "return"], strict=True)] == [
+        True
+    ] * 2
 
 
 class Texts(Dataset):

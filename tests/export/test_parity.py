@@ -20,7 +20,9 @@ from llm.mixers import MIXERS
 
 RELOAD = exporter.ROOT / "llm/export/reload.py"
 # runs the file named third, with the folder named second first on the path
-RUN = "import runpy, sys; _, site, script, *sys.argv[1:] = sys.argv; sys.path.insert(0, site); runpy.run_path(script, {}, '__main__')"
+RUN = (
+    "import runpy, sys; _, site, script, *sys.argv[1:] = sys.argv; sys.path.insert(0, site); runpy.run_path(script, {}, '__main__')"
+)
 CASES = {name: ("remote", layers, {}) for name, layers in patterns.REMOTE.items()}
 ALONE = list(MIXERS)
 CASES |= {f"to_{name}": (name, *case) for name, case in patterns.NATIVE.items()}
