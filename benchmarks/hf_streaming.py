@@ -2,8 +2,8 @@
 
     python benchmarks/hf_streaming.py [--gigabytes 4.5] [--shard-megabytes 500] [--folder FOLDER] [--check]
 
-A Llama of that size lies on disk as shards of random numbers. It is imported and exported again, each in a process of its own, built
-on the meta device. `--check` fails where a peak is above one input shard, one output shard and 1 GB.
+A Llama of that size lies on disk as shards of random numbers. It is imported and exported again, each in a process of its own,
+built on the meta device. `--check` fails where a peak is above one input shard, one output shard and 1 GB.
 """
 
 import argparse

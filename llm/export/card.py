@@ -86,9 +86,8 @@ def _sections(metadata: dict[str, Any]) -> Iterator[str]:
         yield f"\n## Data\n\n{data['tokens']:,} tokens in {data['documents']:,} documents (manifest `{data['manifest']}`).\n\n"
         yield _table(["source", "licence", "weight"], rows)
     if metadata.get("evaluation"):
-        rows = [
-            [report, figure, f"{value:.6g}"] for report, found in metadata["evaluation"].items() for figure, value in found.items()
-        ]
+        reports = metadata["evaluation"].items()
+        rows = [[report, figure, f"{value:.6g}"] for report, found in reports for figure, value in found.items()]
         yield "\n## Evaluation\n\n" + _table(["evaluation", "figure", "value"], rows)
 
 

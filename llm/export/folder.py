@@ -65,7 +65,7 @@ def export_folder(
     out: Path,
     metadata: dict[str, Any],
     context: int,
-    options: ExportOptions = ExportOptions(),  # noqa: B008
+    options: ExportOptions = ExportOptions(),
     weights: Mapping[str, Tensor] | None = None,
     root: Path = ROOT,
 ) -> dict[str, Any]:
@@ -138,13 +138,13 @@ def _write_model(folder: Path, target: str, model: Decoder, start: int, context:
             braid=asdict(model.config), architectures=["BraidForCausalLM"], auto_map=auto_map, dtype="float32", **ids
         )
         config.save_pretrained(folder)
-        names = [(f"model.{name}", (name,)) for name in model.state_dict()]
+        names: native.WeightNames = [(f"model.{name}", (name,)) for name in model.state_dict()]
     else:
         architecture = native.ARCHITECTURES[target]
         head = {"model_type": target, "architectures": [architecture.causal], "dtype": "float32"}
         values = {**head, **architecture.write(model.config, context), **ids, "transformers_version": transformers.__version__}
         (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
-        names = list(native.pairs(target, model.config))
+        names = native.pairs(target, model.config)
     transformers.GenerationConfig(**ids).save_pretrained(folder)
     return names
 

@@ -1,7 +1,7 @@
 """A GGUF file for llama.cpp, float32, written from our weights; its `llama-quantize` makes it smaller.
 
-llama.cpp's converter reads Hugging Face folders and guesses: it refuses tokenizers whose hash it does not know, takes no rotation for
-granted in hybrids, and sets kv heads to 0 where layers have names it does not know. Here all of this is written from the config.
+llama.cpp's converter reads Hugging Face folders and guesses: it refuses tokenizers whose hash it does not know, leaves rotation out
+of hybrids, and sets kv heads to 0 where layers have names it does not know. Here all of this is written from the config.
 What differs there: `llama` and `granitehybrid` rotate neighbouring channels, so rows of queries and keys are put in that order;
 decays are kept as A = -exp(A_log).
 """
@@ -57,12 +57,11 @@ def gguf_architecture(config: ModelConfig) -> str:
             f"--gguf: llama.cpp has no architecture for this model; it has those of {', '.join(GGUF)}; leave --gguf out"
         )
     for i, layer in enumerate(layers_of(config)):
-        if getattr(layer.mixer, "window", None) is not None:
-            raise ConfigError(
-                f"--gguf: layer {i}'s window ({layer.mixer.window}) is not applied by llama.cpp's {GGUF[name]}; leave --gguf out"
-            )
-        if getattr(layer.mixer, "expand", 2) != 2:
-            raise ConfigError(f"--gguf: layer {i}'s expand ({layer.mixer.expand}) must be 2 in llama.cpp; leave --gguf out")
+        window, expand = getattr(layer.mixer, "window", None), getattr(layer.mixer, "expand", 2)
+        if window is not None:
+            raise ConfigError(f"--gguf: layer {i}'s window ({window}) is not applied by llama.cpp's {GGUF[name]}; leave --gguf out")
+        if expand != 2:
+            raise ConfigError(f"--gguf: layer {i}'s expand ({expand}) must be 2 in llama.cpp; leave --gguf out")
     return GGUF[name]
 
 

@@ -25,7 +25,7 @@ from llm.data.tokenizer import load_tokenizer, vocabulary_size
 from llm.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from llm.export.native import ARCHITECTURES, model_config, pairs, parted
 from llm.export.settings import Values
-from llm.export.verify import versions, verify
+from llm.export.verify import verify, versions
 from llm.export.weights import SHARD_BYTES, Shards, unpickled, write_shards
 from llm.model import Decoder, ModelConfig, model_kinds
 
@@ -173,4 +173,4 @@ def read_imported(folder: Path) -> tuple[ModelConfig, Shards]:
     if not (folder / MODEL).is_file():
         raise CheckpointError(f"{folder} has no {MODEL}; name a folder that braid-import wrote")
     values = OmegaConf.to_container(OmegaConf.load(folder / MODEL))
-    return build(ModelConfig, values["model"], model_kinds("")), Shards(folder)  # type: ignore[index,call-overload]
+    return build(ModelConfig, values["model"], model_kinds("")), Shards(folder)  # type: ignore[index,call-overload,arg-type]

@@ -110,7 +110,7 @@ class BraidForCausalLM(GenerationMixin, PreTrainedModel):
         self.gradient_checkpointing = False
         self._no_split_modules = ["Block"]
         self.post_init()
-        # Decays, norms and biases stay float32 whatever dtype is asked for. (Behind `post_init`, which in 4.57 takes no whole names.)
+        # Decays, norms and biases stay float32 whatever dtype is asked for. Behind `post_init`, which in 4.57 takes no whole names.
         self._keep_in_fp32_modules_strict = {
             f"model.{name}" for name, role in parameter_roles(self.model).items() if ROLES[role].float32
         }
@@ -170,7 +170,11 @@ class BraidForCausalLM(GenerationMixin, PreTrainedModel):
 
         hidden_states: the embedded tokens and each layer's output, the last one normed, as the head reads it.
         """
-        if (input_ids is None) == (inputs_embeds is None):
+        if inputs_embeds is None and input_ids is not None:
+            x = torch.nn.functional.embedding(input_ids, self.model.embedding)
+        elif inputs_embeds is not None and input_ids is None:
+            x = inputs_embeds
+        else:
             raise ValueError("give either input_ids or inputs_embeds")
         if kwargs.get("output_attentions"):
             raise ValueError("output_attentions: a recurrent layer has no attention map; leave it out")
@@ -178,7 +182,6 @@ class BraidForCausalLM(GenerationMixin, PreTrainedModel):
             raise ValueError(
                 f"past_key_values ({type(past_key_values).__name__}) must be a BraidCache, which the model makes itself"
             )
-        x = torch.nn.functional.embedding(input_ids, self.model.embedding) if inputs_embeds is None else inputs_embeds
         keep = self.config.use_cache and not self.training if use_cache is None else use_cache
         cache = BraidCache() if past_key_values is None and keep else past_key_values
         past = None if cache is None else cache.past

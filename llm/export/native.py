@@ -7,7 +7,6 @@ dimension.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import transformers
@@ -57,7 +56,7 @@ MLSTM = {
 RESHAPED: dict[str, Callable[[Tensor], Tensor]] = {"conv1d.weight": lambda x: x[:, None], "multihead_norm.weight": torch.flatten}
 
 
-def _under(prefix: str, names: Names) -> Names:
+def _under(prefix: str, names: Names) -> dict[str, str | tuple[str, ...]]:
     return {prefix + theirs: ours for theirs, ours in names.items()}
 
 
@@ -69,10 +68,10 @@ def _norms(mixer: str, ffn: str | None) -> Names:
 class Architecture:
     """A causal language model of `transformers`.
 
-    whole, layer: names of the model's own weights, and of layer i's, under `prefix.format(i)`, by the mixer's kind. write, read: our
-    settings -> theirs, theirs -> ours. factors: of our weights, by which settings of theirs are folded in when they are read.
-    chunks, left_padded: whether its code in `transformers` continues from a cache with several tokens, and minds padding. needs: the
-    first major version whose code is right.
+    whole, layer: names of the model's own weights, and of layer i's, under `prefix.format(i)`, by the mixer's kind. write, read:
+    our settings -> theirs, theirs -> ours. factors: of our weights, by which settings of theirs are folded in when they are read.
+    chunks, left_padded: whether its code in `transformers` continues from a cache with several tokens, and minds padding. needs:
+    the first major version whose code is right.
     """
 
     causal: str
@@ -97,12 +96,12 @@ def _transformer(embedding: str = "model.embed_tokens.weight", norm: str = "mode
 
 _LLAMA_LAYER = {**_norms("input_layernorm.weight", "post_attention_layernorm.weight"), **ATTENTION, **SWIGLU}
 _SSM_WHOLE = _transformer("backbone.embeddings.weight", "backbone.norm_f.weight")
-_GRANITE_FFN = {
+_GRANITE_FFN: Names = {
     "shared_mlp.input_linear.weight": ("ffn.gate_proj.weight", "ffn.up_proj.weight"),
     "shared_mlp.output_linear.weight": "ffn.down_proj.weight",
 }
-_GRANITE_REST = {**_norms("input_layernorm.weight", "post_attention_layernorm.weight"), **_GRANITE_FFN}
-_BAMBA_REST = {
+_GRANITE_REST: Names = {**_norms("input_layernorm.weight", "post_attention_layernorm.weight"), **_GRANITE_FFN}
+_BAMBA_REST: Names = {
     **_norms("input_layernorm.weight", "pre_ff_layernorm.weight"),
     **{f"feed_forward.{x}_proj.weight": f"ffn.{x}_proj.weight" for x in ("gate", "up", "down")},
 }
@@ -172,7 +171,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         "GraniteMoeHybridForCausalLM",
         _transformer(),
         "model.layers.{}.",
-        {"attention": ATTENTION | _GRANITE_REST, "mamba2": _under("mamba.", MAMBA2) | _GRANITE_REST},
+        {"attention": {**ATTENTION, **_GRANITE_REST}, "mamba2": {**_under("mamba.", MAMBA2), **_GRANITE_REST}},
         settings.to_granite,
         settings.of_granite,
         settings.granite_factors,
@@ -181,7 +180,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         "BambaForCausalLM",
         _transformer(norm="model.final_layernorm.weight"),
         "model.layers.{}.",
-        {"attention": ATTENTION | _BAMBA_REST, "mamba2": _under("mamba.", MAMBA2) | _BAMBA_REST},
+        {"attention": {**ATTENTION, **_BAMBA_REST}, "mamba2": {**_under("mamba.", MAMBA2), **_BAMBA_REST}},
         settings.to_bamba,
         settings.of_bamba,
     ),

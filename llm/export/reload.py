@@ -3,9 +3,9 @@
     python -I reload.py FOLDER EXPECTED.safetensors [FOLDER EXPECTED.safetensors ...]
 
 EXPECTED holds `tokens` [B, T] and the training model's logits [B, T, Z] of them: `full`; `steps`, of a prompt's last token and of
-those behind it, one by one from the cache; and, where the architecture can do it, `chunks`, the sequence continued from the cache at each of `cuts`, and `left_padded`, with
-`mask` [B, T] (0: padding). Braid's own packages are barred, so a folder that needs them fails here. Prints one line of JSON for
-each folder: the largest absolute difference of each.
+those behind it, one by one from the cache; and, where the architecture can do it, `chunks`, continued from the cache at each of
+`cuts`, and `left_padded`, with `mask` [B, T] (0: padding). Braid's own packages are barred, so a folder that needs them fails here.
+Prints one line of JSON for each folder: the largest absolute difference of each.
 """
 
 import importlib.abc

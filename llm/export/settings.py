@@ -1,7 +1,7 @@
 """Our model settings in the words of `transformers`' architectures, and theirs in ours.
 
-`to_*`: entries of config.json, in the spelling of transformers 4, which 5 reads too. `of_*`: from all settings of the architecture's
-config class, as either version names them.
+`to_*`: entries of config.json, in the spelling of transformers 4, which 5 reads too. `of_*`: from all settings of the
+architecture's config class, as either version names them.
 """
 
 from typing import Any
@@ -51,7 +51,7 @@ def _rope(values: Values) -> Values:
     kind = new.get("rope_type") or old.get("rope_type") or old.get("type") or "default"
     if kind != "default":
         raise ConfigError(f"rope_type ({kind}) must be default: positions are not rescaled here; import a model without it")
-    theta = new.get("rope_theta", values.get("rope_theta"))
+    theta: Any = new.get("rope_theta", values.get("rope_theta"))
     fraction = new.get("partial_rotary_factor", values.get("partial_rotary_factor"))
     return {"rope_theta": float(theta), "rope_fraction": 1.0 if fraction is None else float(fraction)}
 
@@ -220,7 +220,7 @@ def to_granite(config: ModelConfig, context: int) -> Values:
     position = {"position_embedding_type": "rope" if first is not None and first.rope_theta is not None else "nope"}
     # the names that every version of transformers and the converters of other engines know
     kinds = ["attention" if layer.mixer.kind == "attention" else "mamba" for layer in layers_of(config)]
-    sizes = {"shared_intermediate_size": _hidden(config), "intermediate_size": _hidden(config), "num_local_experts": 0}
+    sizes: Values = {"shared_intermediate_size": _hidden(config), "intermediate_size": _hidden(config), "num_local_experts": 0}
     sizes |= {"num_experts_per_tok": 0, "layer_types": kinds}
     return {**_to_hybrid(config, context), **multipliers, **position, **sizes}
 

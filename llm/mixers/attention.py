@@ -94,15 +94,21 @@ class Attention(Mixer):
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
 
     def mix(self, x_BTD: Tensor, seq: Seq) -> Tensor:
-        q, k, v = (proj(x_BTD).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if self.config.rope_theta is not None:
-            q, k = seq.rotary(q, k, theta=self.config.rope_theta, channels=self.rope_channels)
+        q, k = self.queries_and_keys(x_BTD, seq)
+        v = self.v_proj(x_BTD).unflatten(-1, (-1, self.head_dim))
         y = seq.attention("attention", q, k, v, window=self.config.window, soft_cap=self.config.soft_cap).flatten(-2)
         if self.gate_proj is not None:
             y = y * self.gate_proj(x_BTD).sigmoid()
         return self.out_proj(y)
+
+    def queries_and_keys(self, x_BTD: Tensor, seq: Seq) -> tuple[Tensor, Tensor]:
+        """(q `[B, T, H, K]`, k `[B, T, G, K]`), normed and turned as they meet."""
+        q, k = (proj(x_BTD).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.config.rope_theta is not None:
+            q, k = seq.rotary(q, k, theta=self.config.rope_theta, channels=self.rope_channels)
+        return q, k
 
     def state_spec(self) -> dict[str, StateSpec]:
         return named("attention", attention_state(self.kv_heads, self.head_dim, self.head_dim, self.config.window))

@@ -49,8 +49,7 @@ def test_logits_to_keep_and_plain_tuples(loaded):
     for keep in (1, 7, torch.tensor([3, 39])):
         rows = slice(-keep, None) if isinstance(keep, int) else keep
         torch.testing.assert_close(loaded(tokens, logits_to_keep=keep).logits, whole[:, rows], rtol=0, atol=1e-6)
-    logits, cache = loaded(tokens, return_dict=False)
-    assert torch.equal(logits, whole)
+    assert torch.equal(loaded(tokens, return_dict=False)[0], whole)
     loss, logits = loaded(tokens, labels=tokens, use_cache=False, return_dict=False)
     assert torch.equal(logits, whole)
     assert loss.ndim == 0

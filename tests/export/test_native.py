@@ -1,4 +1,4 @@
-"""Native architectures: transformers' own models come in, go out and are the same; what would be lost is refused with its reason."""
+"""Native architectures: transformers' own models come in, go out and are the same; what would be lost is refused, with reasons."""
 
 import json
 
