@@ -9,12 +9,15 @@ import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import DupFd
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 LOOPBACK = "127.0.0.1"
+# imported once per test process; ranks are forked from it in a moment
+PRELOADED = ["torch", "deepspeed"]
 
 
 class RankFailed(AssertionError):
@@ -24,8 +27,8 @@ class RankFailed(AssertionError):
 def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 60, connect: bool = True) -> list[Any]:
     """`function(rank, *args)` on `world_size` new processes joined by gloo over loopback; their return values in rank order.
 
-    Starting processes takes seconds: put many cases into one call. RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are
-    set; each rank computes with one thread. No process outlives the call.
+    RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set; each rank computes with one thread. No rank outlives the
+    call: they are forked from a server that has imported torch and DeepSpeed, and computed nothing.
 
     Args:
         function: importable by name, as are its arguments' types. timeout: seconds, for all. connect: False leaves the process
@@ -34,12 +37,16 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
     Raises:
         RankFailed: with the traceback of the first rank that failed.
     """
-    context = multiprocessing.get_context("spawn")
-    port, processes = free_port(), []
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    processes = []
+    # the server's environment is that of its start
+    environment = dict(os.environ) | {"MASTER_ADDR": LOOPBACK, "MASTER_PORT": str(free_port())}
     results: dict[int, Any] = {}
     for rank in range(world_size):
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_rank, args=(sender, function, rank, world_size, port, connect, args), daemon=True)
+        given = (sender, _Outputs(), function, rank, world_size, environment, connect, args)
+        process = context.Process(target=_rank, args=given, daemon=True)
         process.start()
         sender.close()
         processes.append((process, receiver))
@@ -78,9 +85,32 @@ def _receive(receiver: Connection, rank: int, process: Any) -> Any:
     return torch.load(io.BytesIO(content), weights_only=False)
 
 
-def _rank(sender: Connection, function: Callable, rank: int, world_size: int, port: int, connect: bool, args: tuple) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
-    os.environ |= {"MASTER_ADDR": LOOPBACK, "MASTER_PORT": str(port)}
+class _Outputs:
+    """This process's stdout and stderr, which a rank takes over: the server's are those of its own start."""
+
+    def __reduce__(self) -> tuple:
+        return _take_over, (DupFd(1), DupFd(2))
+
+
+def _take_over(*outputs: Any) -> None:
+    for descriptor, output in enumerate(outputs, 1):
+        given = output.detach()
+        os.dup2(given, descriptor)
+        os.close(given)
+
+
+def _rank(
+    sender: Connection,
+    outputs: None,  # taken over as it arrived
+    function: Callable,
+    rank: int,
+    world_size: int,
+    environment: dict[str, str],
+    connect: bool,
+    args: tuple,
+) -> None:
+    os.environ.clear()
+    os.environ |= environment | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
     torch.set_num_threads(1)
     try:
         if connect:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 HERE = Path(__file__).parent
-HEADERS = [HERE / "simd.h", HERE / "gemm.h"]
+HEADERS = [HERE / name for name in ("simd.h", "gemm.h", "rows.h")]
 # Contracting a * b + c is wanted; anything that reorders sums is not. errno and traps are not read.
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared"]
 SUFFIX = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bfloat16"}

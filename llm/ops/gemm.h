@@ -1,8 +1,9 @@
-// Small matrices that lie in the cache, row by row, in dimensions padded to whole vectors, and their products.
+// Products of small matrices that lie in the cache, in dimensions padded to whole vectors.
 #pragma once
 #include "simd.h"
-#include <algorithm>
-#include <vector>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 #ifdef __AVX512F__
 static constexpr int64_t VECTOR_BYTES = 64, TILE_ROWS = 8;
@@ -15,92 +16,91 @@ template <class T> struct Vector {
     static constexpr int64_t size = VECTOR_BYTES / sizeof(T);
 };
 
-template <class T> constexpr int64_t whole_vectors(int64_t n) { return (n + Vector<T>::size - 1) / Vector<T>::size * Vector<T>::size; }
+template <class T> constexpr int64_t whole_vectors(int64_t n) {
+    constexpr int64_t size = VECTOR_BYTES / sizeof(T);
+    return (n + size - 1) / size * size;
+}
 
-// c[R rows][N vectors] (+)= a b over k in [first, last); a's element (i, k) lies at a[i * row + k * column]
-template <class T, int64_t R, int64_t N>
-INLINE void tile(int64_t first, int64_t last, const T* a, int64_t row, int64_t column, const T* b, int64_t ldb, T* c, int64_t ldc, bool add) {
+// What is multiplied comes in units: one number, or two bfloat16, whose products some processors add to a float at once.
+struct __attribute__((may_alias)) Pair {
+    uint32_t bits;
+};
+template <class E> struct Units {
+    typedef E unit, sum;
+    static constexpr int64_t size = 1;
+};
+template <> struct Units<bfloat16> {
+    typedef Pair unit;
+    typedef float sum;
+    static constexpr int64_t size = 2;
+};
+
+// What streams of `In` are multiplied as, where sums are T.
+#ifdef __AVX512BF16__
+template <class In, class T> using Multiplied = In;
+#else
+template <class In, class T> using Multiplied = T;
+#endif
+
+template <class Vec, class T> INLINE void add_product(Vec& sum, T a, const Vec& b) { sum += a * b; }
+#ifdef __AVX512BF16__
+INLINE void add_product(Vector<float>::type& sum, Pair a, const Vector<float>::type& b) {
+    sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(a.bits), (__m512bh)b);
+}
+#endif
+
+// A matrix of units; element (i, k) lies at units[i * row + k * column].
+template <class E> struct View {
+    const typename Units<E>::unit* units;
+    int64_t row, column;
+    View transposed() const { return {units, column, row}; }
+};
+
+// c[R rows][N vectors] = keep c + factor a b over units in [first, last); without `factor`, 1 for each row
+template <class E, int64_t R, int64_t N, class T = typename Units<E>::sum>
+INLINE void tile(int64_t first, int64_t last, View<E> a, View<E> b, T* c, int64_t ldc, T keep, const T* factor) {
     using Vec = typename Vector<T>::type;
     Vec sum[R][N] = {};
     for (int64_t k = first; k < last; k++) {
-        const Vec* bk = reinterpret_cast<const Vec*>(b + k * ldb);
+        Vec bk[N];
+        std::memcpy(bk, b.units + k * b.row, sizeof(bk));
         for (int64_t i = 0; i < R; i++)
-            for (int64_t j = 0; j < N; j++) sum[i][j] += a[i * row + k * column] * bk[j];
+            for (int64_t j = 0; j < N; j++) add_product(sum[i][j], a.units[i * a.row + k * a.column], bk[j]);
     }
     for (int64_t i = 0; i < R; i++) {
         Vec* ci = reinterpret_cast<Vec*>(c + i * ldc);
-        for (int64_t j = 0; j < N; j++) ci[j] = add ? ci[j] + sum[i][j] : sum[i][j];
+        for (int64_t j = 0; j < N; j++) {
+            const Vec found = factor ? factor[i] * sum[i][j] : sum[i][j];
+            ci[j] = keep == 0 ? found : keep * ci[j] + found;
+        }
     }
 }
 
 // What is known to be zero in `a`, or not wanted of `c`: LOWER: a(i, k) = 0 for k > i; UPPER: for k < i; LOWER_OUT: c(i, j) for j > i.
 enum Triangle { FULL, LOWER, UPPER, LOWER_OUT };
 
-// c [M, N] (+)= a [M, K] b [K, N]. M is a multiple of TILE_ROWS, N of the vector.
+// c [M, N] = keep c + factor[i] a [M, K] b [K, N]. M is a multiple of TILE_ROWS, N of the vector, K of the unit; b's column is 1.
+template <class E>
+static void gemm(int64_t M, int64_t N, int64_t K, View<E> a, View<E> b, typename Units<E>::sum* c, int64_t ldc,
+                 Triangle triangle = FULL, typename Units<E>::sum keep = 0, const typename Units<E>::sum* factor = nullptr) {
+    using T = typename Units<E>::sum;
+    constexpr int64_t W = Vector<T>::size, unit = Units<E>::size;
+    for (int64_t i = 0; i < M; i += TILE_ROWS) {
+        const int64_t end = i + TILE_ROWS, first = triangle == UPPER ? i / unit : 0;
+        const int64_t last = (triangle == LOWER && end < K ? end : K) / unit;
+        const int64_t wide = triangle == LOWER_OUT && whole_vectors<T>(end) < N ? whole_vectors<T>(end) : N;
+        const View<E> ai = {a.units + i * a.row, a.row, a.column};
+        const T* fi = factor ? factor + i : nullptr;
+        int64_t j = 0;
+        for (; j + 2 * W <= wide; j += 2 * W)
+            tile<E, TILE_ROWS, 2>(first, last, ai, {b.units + j, b.row, 1}, c + i * ldc + j, ldc, keep, fi);
+        if (j < wide) tile<E, TILE_ROWS, 1>(first, last, ai, {b.units + j, b.row, 1}, c + i * ldc + j, ldc, keep, fi);
+    }
+}
+
+// c [M, N] (+)= a b, of plain rows
 template <class T>
 static void gemm(int64_t M, int64_t N, int64_t K, const T* a, int64_t row, int64_t column, const T* b, int64_t ldb, T* c, int64_t ldc,
                  Triangle triangle = FULL, bool add = false) {
-    constexpr int64_t W = Vector<T>::size;
-    for (int64_t i = 0; i < M; i += TILE_ROWS) {
-        const int64_t end = i + TILE_ROWS, first = triangle == UPPER ? i : 0, last = triangle == LOWER && end < K ? end : K;
-        const int64_t wide = triangle == LOWER_OUT && whole_vectors<T>(end) < N ? whole_vectors<T>(end) : N;
-        int64_t j = 0;
-        for (; j + 2 * W <= wide; j += 2 * W) tile<T, TILE_ROWS, 2>(first, last, a + i * row, row, column, b + j, ldb, c + i * ldc + j, ldc, add);
-        if (j < wide) tile<T, TILE_ROWS, 1>(first, last, a + i * row, row, column, b + j, ldb, c + i * ldc + j, ldc, add);
-    }
-}
-
-template <class T> static void transpose(int64_t rows, int64_t columns, const T* a, int64_t lda, T* b, int64_t ldb) {
-    constexpr int64_t W = Vector<T>::size;
-    for (int64_t i = 0; i < rows; i += W)
-        for (int64_t j = 0; j < columns; j++)
-            for (int64_t k = 0; k < W; k++) b[j * ldb + i + k] = a[(i + k) * lda + j];
-}
-
-// A matrix whose rows are padded to whole vectors, with zeros.
-template <class T> struct Rows {
-    int64_t rows, width, padded;
-    std::vector<T> values;
-    Rows(int64_t rows, int64_t width) : rows(rows), width(width), padded(whole_vectors<T>(width)), values(rows * padded, T(0)) {}
-    T* operator[](int64_t row) { return &values[row * padded]; }
-    T* data() { return values.data(); }
-
-    // the first `columns` of `count` rows that lie `stride` apart; rows after those are 0
-    template <class In> void read(const In* from, int64_t stride, int64_t count, int64_t columns, T factor = 1) {
-        for (int64_t t = 0; t < rows; t++) {
-            T* to = (*this)[t];
-            if (t < count)
-                for (int64_t i = 0; i < columns; i++) to[i] = factor * load(from[t * stride + i]);
-            else
-                std::fill_n(to, padded, T(0));
-        }
-    }
-    template <class Out> void write(Out* to, int64_t stride, int64_t count, int64_t columns, T factor = 1) {
-        for (int64_t t = 0; t < count; t++)
-            for (int64_t i = 0; i < columns; i++) store(T(factor * (*this)[t][i]), to + t * stride + i);
-    }
-    // a whole matrix [count, width]
-    void read_matrix(const T* from, int64_t count) {
-        for (int64_t r = 0; r < count; r++) std::copy_n(from + r * width, width, (*this)[r]);
-    }
-    void write_matrix(T* to, int64_t count) {
-        for (int64_t r = 0; r < count; r++) std::copy_n((*this)[r], width, to + r * width);
-    }
-    void fill(T value) { std::fill(values.begin(), values.end(), value); }
-    // rows of `from` times a factor each
-    void scaled(Rows& from, const T* factor) {
-        for (int64_t t = 0; t < rows; t++)
-            for (int64_t i = 0; i < padded; i++) (*this)[t][i] = factor[t] * from[t][i];
-    }
-    void add_scaled(Rows& from, const T* factor) {
-        for (int64_t t = 0; t < rows; t++)
-            for (int64_t i = 0; i < padded; i++) (*this)[t][i] += factor[t] * from[t][i];
-    }
-};
-
-template <class T> static T dot(const T* a, const T* b, int64_t n) {
-    T sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < n; i++) sum += a[i] * b[i];
-    return sum;
+    gemm(M, N, K, View<T>{a, row, column}, View<T>{b, ldb, 1}, c, ldc, triangle, T(add));
 }

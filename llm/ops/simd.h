@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #define INLINE inline __attribute__((always_inline))
 
@@ -87,4 +88,12 @@ INLINE void store(float value, bfloat16* to) {
     std::memcpy(&wide, &value, 4);
     uint32_t rounded = (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
     to->bits = uint16_t(value != value ? 0x7fc0 : rounded);
+}
+template <class To, class From> INLINE To as(From x) {
+    To y;
+    if constexpr (std::is_same_v<To, From>)
+        y = x;
+    else
+        store(load(x), &y);
+    return y;
 }

@@ -8,12 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
 from llm.data import Batches
 from llm.errors import CheckpointError
 from llm.state import State
+from llm.train import checkpoint_files as files
 from llm.train.config import RunConfig
 from llm.train.world import World
+
+ROWS = "rows"
 
 
 class Carried:
@@ -35,20 +40,26 @@ class Carried:
         """Take over the state behind a micro-batch, cut off from its graph."""
         self.states[micro_batch] = {name: value.detach() for name, value in state.items()}
 
-    def save(self, folder: Path, world: World) -> None:
-        parts = [(rows, state) for rows, state in zip(self.rows, self.states, strict=True) if state is not None]
-        torch.save(parts, folder / f"carried-{world.rank}.pt")
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it by name, to be saved: `k/rows`, and `k/name` for each name of the state, of micro-batch k."""
+        parts = [(k, {ROWS: rows, **state}) for k, (rows, state) in enumerate(zip(self.rows, self.states, strict=True)) if state]
+        return {f"{k}/{name}": value.contiguous().clone() for k, part in parts for name, value in part.items()}
 
     def load(self, checkpoint: Path, world: World) -> None:
         """The states that the checkpoint holds of this rank's rows, whatever ranks saved them. Raises CheckpointError."""
-        own = checkpoint / f"carried-{world.rank}.pt"
+        own = checkpoint / files.carried_of(world.rank)
         wanted = torch.cat(self.rows)
         found: dict[int, State] = {}
-        for path in [own, *sorted(checkpoint.glob("carried-*.pt"))]:
+        for path in [own, *sorted(checkpoint.glob("carried-*.safetensors"))]:
             if all(row < 0 or row in found for row in wanted.tolist()) or not path.is_file():
                 continue
-            for rows, state in torch.load(path, weights_only=True, map_location=world.device):
-                found |= {row: {name: value[k] for name, value in state.items()} for k, row in enumerate(rows.tolist()) if row >= 0}
+            parts: dict[str, State] = {}
+            for key, value in load_file(path, device=str(world.device)).items():
+                part, _, name = key.partition("/")
+                parts.setdefault(part, {})[name] = value
+            for state in parts.values():
+                saved = enumerate(state.pop(ROWS).tolist())
+                found |= {row: {name: value[k] for name, value in state.items()} for k, row in saved if row >= 0}
         missing = [row for row in wanted.tolist() if row >= 0 and row not in found]
         if missing:
             raise CheckpointError(

@@ -1,5 +1,12 @@
 """Checkpoints as files: which are there, which are whole, and how one comes into being so that a kill never costs the previous one.
 
+checkpoints/step-N/  weights/rank-R.safetensors    slices of the float32 weights (llm/train/shards.py)
+                     optimizer/rank-R.safetensors  slices of the optimizer's states
+                     rng-R.safetensors             each rank's generators
+                     carried-R.safetensors         each rank's states, under `contiguous` packing
+                     progress.json                 step, tokens, data position, ranks, ZeRO stage, schedule, versions
+                     config.yaml, tokenizer.json, files.json (sizes and hashes of all these)
+
 A checkpoint is written under a temporary name, closed by `files.json` (size and xxh3 of every file) and renamed; `latest` is
 written last. So whatever carries the name `step-N` was complete once, and `damage` tells whether it still is.
 """
@@ -16,7 +23,8 @@ from llm.train.run_folder import write_text
 
 FILES = "files.json"
 LATEST = "latest"
-WEIGHTS = "model.safetensors"
+WEIGHTS = "weights"
+OPTIMIZER = "optimizer"
 PROGRESS = "progress.json"
 CONFIG = "config.yaml"
 TOKENIZER = "tokenizer.json"
@@ -31,6 +39,22 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
+def weights_of(rank: int) -> str:
+    return f"{WEIGHTS}/rank-{rank}.safetensors"
+
+
+def optimizer_of(rank: int) -> str:
+    return f"{OPTIMIZER}/rank-{rank}.safetensors"
+
+
+def generators_of(rank: int) -> str:
+    return f"rng-{rank}.safetensors"
+
+
+def carried_of(rank: int) -> str:
+    return f"carried-{rank}.safetensors"
+
+
 def temporary_of(folder: Path, step: int) -> Path:
     return folder / f".{name_of(step)}.tmp"
 
@@ -41,13 +65,13 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=step_of, reverse=True)
 
 
-def content(folder: Path) -> list[str]:
-    """Relative paths of the files that `files.json` covers, in one order on every rank."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != FILES)
+def shards_in(checkpoint: Path, folder: str) -> list[str]:
+    """The sealed files of `weights` or `optimizer`, in one order on every rank."""
+    return sorted(name for name in read_seal(checkpoint) or {} if name.startswith(f"{folder}/"))
 
 
 def seal(folder: Path, names: Iterable[str]) -> dict[str, list]:
-    """Name -> [size, xxh3] of these files, once they are on the disk."""
+    """Name -> [size, xxh3] of these files, once they and their names are on the disk."""
     sealed = {}
     for name in names:
         descriptor = os.open(folder / name, os.O_RDONLY)
@@ -56,6 +80,8 @@ def seal(folder: Path, names: Iterable[str]) -> dict[str, list]:
         finally:
             os.close(descriptor)
         sealed[name] = [(folder / name).stat().st_size, digest(folder / name)]
+    for parent in {(folder / name).parent for name in sealed}:
+        sync_folder(parent)
     return sealed
 
 
@@ -84,6 +110,8 @@ def damage(checkpoint: Path, names: Iterable[str] | None = None) -> str | None:
     sealed = read_seal(checkpoint)
     if sealed is None:
         return f"{FILES} is missing or damaged"
+    if not shards_in(checkpoint, WEIGHTS):
+        return f"{FILES} names no {WEIGHTS}/, so it is damaged or of a form that this release does not read"
     for name in sealed if names is None else names:
         if name not in sealed:
             return f"{FILES} does not name {name}"
@@ -127,9 +155,14 @@ def discard(checkpoint: Path) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def keep_newest(folder: Path, count: int) -> None:
-    """Remove all but the newest `count`, and what interrupted writers left."""
+def keep_newest(folder: Path, count: int, every: int) -> None:
+    """Remove all but the newest `count` and those of each `every`-th step (0: of none)."""
     for old in checkpoints(folder)[count:]:
-        discard(old)
+        if not every or step_of(old) % every:
+            discard(old)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """What interrupted writers left."""
     for leftover in (*folder.glob(".step-*.tmp"), *folder.glob(".step-*.old")):
         shutil.rmtree(leftover, ignore_errors=True)

@@ -44,7 +44,8 @@ class TrainConfig:
 
     batch: sequences per optimizer step, over all ranks. micro_batch: sequences a rank runs at once; null: its whole share.
     clip: largest global gradient norm; null: no clipping. precision: `auto` is bf16 where the device computes in it, else fp32.
-    log_every, validate_every, checkpoint_every: steps; 0 validates or saves at the end only. keep_last: checkpoints kept.
+    log_every, validate_every, checkpoint_every: steps; 0 validates or saves at the end only. keep_last: checkpoints kept, besides
+    those of each `keep_every`-th step (0: of none). checkpoint_async: they are written while training goes on.
     validation_sequences: at most so many of the held-out split; null: all. peak_flops: FLOP/s of one rank's device; null: measured.
     """
 
@@ -61,6 +62,8 @@ class TrainConfig:
     validation_sequences: int | None = None
     checkpoint_every: int = 0
     keep_last: int = 2
+    keep_every: int = 0
+    checkpoint_async: bool = True
     peak_flops: float | None = None
     tensorboard: bool = True
 
@@ -72,6 +75,11 @@ class TrainConfig:
         for name in ("validate_every", "checkpoint_every"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"train.{name} ({getattr(self, name)}) must not be negative; 0 is at the end only")
+        if self.keep_every and (self.keep_every < 0 or not self.checkpoint_every or self.keep_every % self.checkpoint_every):
+            raise ConfigError(
+                f"train.keep_every ({self.keep_every}) must be a multiple of train.checkpoint_every ({self.checkpoint_every}), "
+                "which says when there are checkpoints to keep; 0 keeps train.keep_last alone"
+            )
         for name in ("micro_batch", "validation_sequences", "clip", "peak_flops"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -104,11 +112,17 @@ class ParallelConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A run: `runs`/`name` is its folder."""
+    """A run: `runs`/`name` is its folder.
+
+    init_from: a run, checkpoint or folder of safetensors whose weights it starts from; null: from the seed. grow_vocab: it may have
+    fewer rows of vocabulary than the model.
+    """
 
     name: str = MISSING
     runs: str = "runs"
     seed: int = 0
+    init_from: str | None = None
+    grow_vocab: bool = False
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -144,6 +158,8 @@ def check(config: RunConfig, world_size: int, manifest: Manifest) -> None:
     """Every law that holds between settings, ranks and dataset, before a process group starts. Raises ConfigError, DataError."""
     if not config.name or "/" in config.name or config.name.startswith("."):
         raise ConfigError(f"name ({config.name!r}) names the run's folder; use letters, digits, dashes")
+    if config.grow_vocab and config.init_from is None:
+        raise ConfigError("grow_vocab (true) has no effect without init_from; remove it")
     config.model.check("model")
     config.train.check()
     config.parallel.check()

@@ -1,5 +1,6 @@
 """DeepSpeed's engine around the decoder, and one optimizer step of it."""
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import deepspeed
@@ -17,12 +18,12 @@ from llm.train.world import World
 
 
 class StepResult(NamedTuple):
-    """loss_sum: nats of this rank. scored: labels of all ranks. grad_norm: global, unclipped. stops: ranks told to stop."""
+    """loss_sum: nats of this rank. scored: labels of all ranks. grad_norm: global, unclipped. votes: yeses of all ranks."""
 
     loss_sum: Tensor
     scored: Tensor
     grad_norm: Tensor | float
-    stops: Tensor
+    votes: Tensor
 
 
 def create_engine(config: RunConfig, world: World, ranks: Ranks | None = None) -> Any:
@@ -43,17 +44,22 @@ def optimizer_step(
     lr: float,
     clip: float | None,
     world: World,
-    stop: bool,
+    votes: Sequence[bool] = (),
     carried: Carried | None = None,
+    before_update: Callable[[], None] = lambda: None,
 ) -> StepResult:
     """Gradients of (sum of nats over all tokens / scored labels of all ranks and micro-batches), then one update.
 
     DeepSpeed averages gradients over ranks, so each rank's loss is scaled up by their number; its division by the number of
     micro-batches is switched off. Ranks that share a sequence are no special case: each has the loss of its own tokens, and a part
     of every gradient.
+
+    votes: what else the ranks have to agree on, counted in the same all-reduce. before_update: called when gradients are there.
     """
     device = world.device
-    scored, stops = world.sum(torch.stack([sum_scored(micro_batches), torch.tensor(int(stop))]).to(device)).unbind()
+    counts = torch.cat([sum_scored(micro_batches)[None], torch.tensor(votes, dtype=torch.int64)])
+    counts = world.sum(counts.to(device))
+    scored = counts[0]
     scale = world.size / scored.clamp(min=1)
     loss_sum = torch.zeros((), device=device)
     for k, batch in enumerate(micro_batches):
@@ -67,8 +73,10 @@ def optimizer_step(
         engine.backward(loss * scale, scale_wrt_gas=False)
         grad_norm = clip_gradients(engine, clip) if updates_now(engine) else None
         set_learning_rate(engine, lr)
+        if k == len(micro_batches) - 1:
+            before_update()
         engine.step()
-    return StepResult(loss_sum, scored, engine.get_global_grad_norm() if grad_norm is None else grad_norm, stops)
+    return StepResult(loss_sum, scored, engine.get_global_grad_norm() if grad_norm is None else grad_norm, counts[1:])
 
 
 def sum_scored(micro_batches: list[Batch]) -> Tensor:

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from llm.errors import CheckpointError, ConfigError
 from llm.model import Decoder
 from llm.train import checkpoint_files as files
 from llm.train.config import RunConfig
 from llm.train.run_folder import RunFolder, read_config
+from llm.train.shards import Pieces, Wanted, fill, same_shapes
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,14 @@ def load_model(run_or_checkpoint: str | Path, device: torch.device | str = "cpu"
     progress = json.loads((checkpoint / files.PROGRESS).read_text())
     with torch.device("meta"):
         model = Decoder(config.model)
-    model.load_state_dict(load_file(checkpoint / files.WEIGHTS, device=str(device)), assign=True)
-    model.requires_grad_(True)
+    pieces = Pieces.merged([Pieces.read(checkpoint, files.shards_in(checkpoint, files.WEIGHTS))])
+    wrong = same_shapes(pieces, {name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
+    if wrong:
+        raise CheckpointError(
+            f"{checkpoint} does not hold the model of its config.yaml: {wrong}; take another checkpoint of the run"
+        )
+    model.to_empty(device=device)
+    fill(pieces, [Wanted(name, 0, parameter.detach().view(-1)) for name, parameter in model.named_parameters()])
     run = checkpoint.parents[1] if (checkpoint.parents[1] / files.CONFIG).is_file() else None
     info = CheckpointInfo(checkpoint, run, progress["step"], progress["tokens"], checkpoint / files.TOKENIZER)
     return model.eval(), config, info
@@ -80,4 +86,4 @@ def find_checkpoint(path: Path) -> Path:
 
 def damage_of_model(checkpoint: Path) -> str | None:
     """`damage` of the files that `load_model` and its callers read."""
-    return files.damage(checkpoint, (files.WEIGHTS, files.PROGRESS, files.CONFIG, files.TOKENIZER))
+    return files.damage(checkpoint, [*files.shards_in(checkpoint, files.WEIGHTS), files.PROGRESS, files.CONFIG, files.TOKENIZER])

@@ -13,13 +13,16 @@ from llm.data import Batches, HeldOutBatches, Manifest, TokenStream
 from llm.errors import DataError
 from llm.parallel import Ranks
 from llm.train.carried import Carried
-from llm.train.checkpoint import load_checkpoint, newest_whole, save_checkpoint
+from llm.train.checkpoint import load_checkpoint, newest_whole
 from llm.train.config import RunConfig, accumulation_of, data_ranks, micro_batch_of
 from llm.train.engine import create_engine, optimizer_step
+from llm.train.fragments import to_save
+from llm.train.init_from import start_from
 from llm.train.metrics import Meter, Writer, read_metrics
 from llm.train.peak import measured_peak
 from llm.train.plot import plot_loss
 from llm.train.run_folder import RunFolder
+from llm.train.save import Saver
 from llm.train.schedule import learning_rate
 from llm.train.stop import StopRequest
 from llm.train.validate import SPLIT, validate
@@ -43,6 +46,7 @@ class Run:
     held_out: HeldOutBatches | None
     meter: Meter
     writer: Writer | None
+    saver: Saver
     step: int
 
 
@@ -57,21 +61,25 @@ def train(config: RunConfig, folder: RunFolder, world: World, manifest: Manifest
     stream = TokenStream(manifest, "train", config.data, config.seed, config.train.batch)
     step, consumed = 0, 0
     if checkpoint is not None:
-        progress = load_checkpoint(engine, checkpoint, config, world)
+        began = time.perf_counter()
+        progress = load_checkpoint(engine, checkpoint, world)
         stream.check_state(progress["data"])
         step, consumed = progress["step"], progress["data"]["consumed"]
-        say(world, *passed_over, f"resuming from {checkpoint}")
+        say(world, *passed_over, f"resuming from {checkpoint}, loaded in {time.perf_counter() - began:.1f} s")
+    elif config.init_from is not None:
+        say(world, f"starting from the weights of {start_from(engine, config, folder, world)}")
     say(world, *stream.repetitions(config.train.steps * config.train.batch), *unscored_rows(config, world.size))
     rank, part = place(config, world)
     readers, micro_batch = data_ranks(config, world.size), micro_batch_of(config, world.size)
     batches = Batches(stream, config.train.batch, rank, readers, micro_batch, consumed, part)
+    saver = Saver(folder, config, world)
     try:
         writer = Writer(folder, config.train.steps, step, config.train.tensorboard) if world.first else None
         held_out = held_out_batches(config, world, manifest)
         carried = Carried.of(config, batches)
         if carried is not None and checkpoint is not None:
             carried.load(checkpoint, world)
-        run = Run(config, folder, world, engine, batches, carried, held_out, create_meter(config, world), writer, step)
+        run = Run(config, folder, world, engine, batches, carried, held_out, create_meter(config, world), writer, saver, step)
         with StopRequest() as stop:
             loop(run, stop)
         return run.step
@@ -82,11 +90,12 @@ def train(config: RunConfig, folder: RunFolder, world: World, manifest: Manifest
         raise
     finally:
         batches.close()
+        saver.close()
 
 
 def loop(run: Run, stop: StopRequest) -> None:
     """Steps until the last one, or until a rank was asked to stop."""
-    config, settings = run.config, run.config.train
+    settings = run.config.train
     while run.step < settings.steps:
         run.step += 1
         last = run.step == settings.steps
@@ -94,17 +103,21 @@ def loop(run: Run, stop: StopRequest) -> None:
         micro_batches = next(run.batches)
         data_wait = time.perf_counter() - waiting
         lr = learning_rate(settings.schedule, settings.optimizer.lr, run.step, settings.steps)
-        result = optimizer_step(run.engine, micro_batches, lr, settings.clip, run.world, bool(stop), run.carried)
+        votes = (bool(stop), *run.saver.votes())
+        result = optimizer_step(run.engine, micro_batches, lr, settings.clip, run.world, votes, run.carried, run.saver.copied)
         run.meter.add(result, data_wait)
         saving = last or due(run.step, settings.checkpoint_every)
         logging = saving or due(run.step, settings.log_every)
         # a GPU is asked only where the loop waits for it anyway; the host's own tensors cost nothing to read
-        stopping = (logging or run.world.device.type == "cpu") and bool(result.stops.item())
+        stops, written, failed = result.votes.tolist() if logging or run.world.device.type == "cpu" else (0, 0, 0)
+        run.saver.settle(written, failed)
+        stopping = stops > 0
         validating = last or due(run.step, settings.validate_every)
         if logging or stopping or validating:
             report(run, lr, validating)
         if saving or stopping:
-            save_checkpoint(run.engine, run.folder, config, run.world, run.step, run.batches.state(), run.carried)
+            held = to_save(run.engine, run.world.rank, run.world.size)
+            run.saver.save(held, run.step, run.batches.state(), run.carried, last=last or stopping)
         if stopping:
             say(run.world, f"stopped at step {run.step} on request; continue with `pretrain.py {run.folder.path}`")
             break
@@ -116,7 +129,7 @@ def loop(run: Run, stop: StopRequest) -> None:
 
 def report(run: Run, lr: float, validating: bool) -> None:
     """Write a record, with validation where it is due; then the loss curve is drawn anew."""
-    record = run.meter.read(run.step, lr)
+    record = run.meter.read(run.step, lr) | run.saver.stall()
     if run.config.data.on_corrupt == "substitute":
         # damaged sequences that other ones stand for, of all ranks since this start
         record["substituted"] = run.world.sum(torch.tensor(run.batches.stream.substituted, device=run.world.device)).item()

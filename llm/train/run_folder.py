@@ -26,7 +26,7 @@ from llm.data.remote import CacheConfig
 from llm.errors import CheckpointError, ConfigError
 from llm.train.config import RunConfig, build_config
 
-# Settings that change nothing of what is computed: they may differ when a run goes on.
+# Settings that change nothing of what is computed, but for the order of sums: they may differ when a run goes on.
 FREE = {
     "runs",
     "data.workers",
@@ -38,6 +38,13 @@ FREE = {
     "train.validation_sequences",
     "train.checkpoint_every",
     "train.keep_last",
+    "train.keep_every",
+    "train.checkpoint_async",
+    "train.micro_batch",
+    "train.activation_checkpointing",
+    "parallel.zero",
+    "parallel.sequence",
+    "parallel.mode",
     "train.peak_flops",
     "train.tensorboard",
 }

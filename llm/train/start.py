@@ -12,8 +12,9 @@ import torch
 from llm.cost import model_cost
 from llm.data import Manifest
 from llm.errors import ConfigError, DataError
-from llm.train.checkpoint_files import FILES
+from llm.train.checkpoint_files import FILES, checkpoints
 from llm.train.config import RunConfig, check, load_config
+from llm.train.init_from import check_source
 from llm.train.precision import resolved
 from llm.train.run_folder import FREE, RunFolder
 from llm.train.world import World
@@ -33,6 +34,9 @@ def pretrain(words: Sequence[str]) -> int:
     check(config, world.size, manifest)
     config, why = resolved(config, world.device)
     folder.check_same(config)
+    # one rank is enough to read the headers
+    if world.first and config.init_from is not None and not checkpoints(folder.checkpoints):
+        check_source(config)
     share_cores(world.device)
     quiet()
     from llm.train.loop import say, train

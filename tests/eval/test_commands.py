@@ -43,13 +43,13 @@ def small_config(model) -> RunConfig:
 
 def write_run(run: Path, config: RunConfig, tokenizer: bytes) -> Path:
     checkpoint = run / "checkpoints" / files.name_of(STEPS)
-    checkpoint.mkdir(parents=True)
+    (checkpoint / files.WEIGHTS).mkdir(parents=True)
     (run / files.CONFIG).write_text(to_yaml(config))
     (checkpoint / files.CONFIG).write_text(to_yaml(config))
     (checkpoint / files.TOKENIZER).write_bytes(tokenizer)
     (checkpoint / files.PROGRESS).write_text(json.dumps({"step": STEPS, "tokens": STEPS * BATCH * WINDOW, "data": {}}))
-    save_file(dict(Decoder.create(config.model, seed=0).state_dict()), checkpoint / files.WEIGHTS)
-    names = [files.CONFIG, files.TOKENIZER, files.PROGRESS, files.WEIGHTS]
+    save_file(dict(Decoder.create(config.model, seed=0).state_dict()), checkpoint / files.weights_of(0))
+    names = [files.CONFIG, files.TOKENIZER, files.PROGRESS, files.weights_of(0)]
     (checkpoint / files.FILES).write_text(json.dumps(files.seal(checkpoint, names)))
     return run
 

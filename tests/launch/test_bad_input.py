@@ -68,13 +68,14 @@ def folder(template, tmp_path, monkeypatch) -> Path:
 def write_run(folder: Path, tokenizer: bytes) -> None:
     config = load_config([*TINY, "name=old", "model.vocab_size=300"])
     checkpoint = folder / LEFT
-    checkpoint.mkdir(parents=True)
+    (checkpoint / files.WEIGHTS).mkdir(parents=True)
     for path in (folder / "runs/old/config.yaml", checkpoint / files.CONFIG):
         path.write_text(to_yaml(config))
     (checkpoint / files.TOKENIZER).write_bytes(tokenizer)
     (checkpoint / files.PROGRESS).write_text(json.dumps({"step": 9, "tokens": 99, "data": {}, "ranks": 1}))
-    save_file(dict(Decoder.create(config.model, seed=0).state_dict()), checkpoint / files.WEIGHTS)
-    (checkpoint / files.FILES).write_text(json.dumps(files.seal(checkpoint, files.content(checkpoint))))
+    save_file(dict(Decoder.create(config.model, seed=0).state_dict()), checkpoint / files.weights_of(0))
+    names = [str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file()]
+    (checkpoint / files.FILES).write_text(json.dumps(files.seal(checkpoint, names)))
 
 
 def content(folder: Path) -> dict[str, bytes | None]:
@@ -215,10 +216,8 @@ def flip(path: Path, at: int) -> None:
 @pytest.mark.parametrize("harm", ["flip", "truncate", "remove", "seal of another form", "seal without names", "half a seal"])
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_is_used(harm, folder, capsys):
     newer = folder / "runs/old/checkpoints/step-10"
-    newer.mkdir()
-    for path in (folder / LEFT).iterdir():
-        (newer / path.name).write_bytes(path.read_bytes())
-    seal, weights = newer / files.FILES, newer / files.WEIGHTS
+    shutil.copytree(folder / LEFT, newer)
+    seal, weights = newer / files.FILES, newer / files.weights_of(0)
     match harm:
         case "flip":
             flip(weights, 999)
@@ -234,7 +233,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_is_used(harm, folder
             seal.write_text(seal.read_text()[:40])
     refused(generate.main, [str(newer)], "step-10 is not whole", folder, capsys)
     assert generate.main(["runs/old", "--prompt", "to be", "--tokens", "2"]) == 0
-    (folder / LEFT / files.WEIGHTS).unlink()
+    (folder / LEFT / files.weights_of(0)).unlink()
     refused(generate.main, ["runs/old"], "no checkpoint of", folder, capsys)
 
 

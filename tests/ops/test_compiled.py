@@ -1,5 +1,6 @@
 """Compiled loops: their elementary functions, and what happens where they cannot be had."""
 
+import platform
 import subprocess
 import sys
 
@@ -81,6 +82,37 @@ def test_without_a_compiler_one_line_says_so_and_the_pytorch_form_runs(tmp_path,
     assert done.stdout.strip() == "torch.Size([1, 70, 4])", done.stderr
     assert done.stderr.count("scan/loop.cpp could not be compiled") == 1
     assert "CXX" in done.stderr
+
+
+OTHER_PROCESSOR = """
+import sys
+import torch
+from llm.ops.linear import loop, naive
+torch.set_num_threads(1)
+torch.manual_seed(0)
+q, k, v = (torch.randn(2, 100, 2, n) for n in (17, 17, 33))
+starts = torch.rand(2, 100) < 0.05
+for dtype, bound in ((torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 1e-2)):
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    streams = [x.to(dtype).requires_grad_() for x in (q, k, v)]
+    found = []
+    for op, cast in ((naive.linear, torch.float64), (loop.linear, None)):
+        leaves = [x.to(cast) for x in streams] if cast else streams
+        y, state = op(*leaves, -torch.ones(2, 100, 2, dtype=cast or exact), torch.zeros(2, 2, 17, 33, dtype=cast or exact), starts)
+        found.append([y, state, *torch.autograd.grad(y.double().square().sum() + state.double().sum(), leaves)])
+    for want, got in zip(*found):
+        error = (got.double() - want).norm() / want.norm()
+        assert error <= bound, (dtype, error)
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are those of x86")
+@pytest.mark.parametrize("without", ["avx512bf16", pytest.param("avx512f", marks=pytest.mark.slow)])
+def test_processors_with_fewer_instructions_compute_the_same(tmp_path, without):
+    settings = environment() | {"CXX": f"g++ -mno-{without}", "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", OTHER_PROCESSOR], cwd=ROOT, env=settings, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(tmp_path.glob("braid/ops/linear-*.so"))
 
 
 def test_where_the_home_cannot_be_written_a_folder_of_the_process_is_used(tmp_path, monkeypatch):

@@ -149,9 +149,34 @@ def test_widths_that_fill_vectors_and_that_do_not(sizes):
         assert error(got, want) <= 1e-5
 
 
-def test_the_loop_does_not_depend_on_threads():
-    q, k, v, log_decay, state = streams(130, "per head", torch.float32)
-    inputs, before, found = [q[:, :, :1], k[:, :, :1], v, log_decay, state], torch.get_num_threads(), []
+@pytest.mark.parametrize("sizes", [(2, 1, 17, 33), (6, 2, 64, 130), (20, 20, 64, 64)])
+def test_bfloat16_products_are_as_exact_as_those_of_the_pytorch_form(sizes):
+    """Widths that fill vectors and not; heads in groups, in parts of a group, and more than one run of them (H, G, K, V)."""
+    heads, groups, keys, values = sizes
+    generator = torch.Generator().manual_seed(0)
+    normal = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
+    inputs = [normal(B, 100, groups, keys), normal(B, 100, groups, keys), normal(B, 100, heads, values)]
+    inputs = [x.bfloat16() for x in inputs] + [-normal(B, 100, heads).abs(), normal(B, heads, keys, values)]
+    exact = values_and_gradients(naive.linear, [x.double() for x in inputs], starts(100))
+    plain = values_and_gradients(chunk.linear, inputs, starts(100))
+    for got, slow, want in zip(values_and_gradients(loop.linear, inputs, starts(100)), plain, exact, strict=True):
+        assert error(got, want) <= min(2 * error(slow, want), 1e-2)
+
+
+def test_an_earlier_document_touches_nothing_in_bfloat16():
+    inputs, at = streams(130, "per head", torch.bfloat16), starts(130)
+    at[:, 100] = True
+    other = [torch.cat([x[:, :100].neg() * 3, x[:, 100:]], 1) for x in inputs[:3]] + inputs[3:]
+    other[3] = torch.cat([other[3][:, :100] * 2, other[3][:, 100:]], 1)
+    for a, b in zip(loop.linear(*inputs, at), loop.linear(*other, at), strict=True):
+        assert torch.equal(a[:, 100:] if a.dtype == torch.bfloat16 else a, b[:, 100:] if b.dtype == torch.bfloat16 else b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_the_loop_does_not_depend_on_threads(dtype, groups):
+    q, k, v, log_decay, state = streams(130, "per head", dtype)
+    inputs, before, found = [q[:, :, :groups], k[:, :, :groups], v, log_decay, state], torch.get_num_threads(), []
     for threads in (1, 3):
         torch.set_num_threads(threads)
         found.append(values_and_gradients(loop.linear, inputs, starts(130)))

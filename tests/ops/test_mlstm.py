@@ -61,6 +61,15 @@ def test_float32_is_as_exact_as_the_definition_in_float32(op):
         assert error(got, want) <= max(2 * error(slow, want), 1e-5)
 
 
+@pytest.mark.parametrize("strength", [1.0, 3.0])
+def test_bfloat16_products_are_as_exact_as_those_of_the_pytorch_form(strength):
+    inputs, at = streams(200, torch.bfloat16, strength), starts(200)
+    exact = values_and_gradients(naive.mlstm, [x.double() for x in inputs], at)
+    plain = values_and_gradients(mlstm.mlstm, inputs, at)
+    for got, slow, want in zip(values_and_gradients(loop.mlstm, inputs, at), plain, exact, strict=True):
+        assert error(got, want) <= 2 * error(slow, want)
+
+
 def test_definition_is_the_unstabilised_sum():
     q, k, v, log_input, log_forget, C, n, m = streams(40, torch.float64, strength=1.0)
     h, _ = naive.mlstm(q, k, v, log_input, log_forget, (C, n, m), None, scale=0.4)

@@ -1,16 +1,19 @@
 """Contiguous rows: the state goes on from step to step, over ranks, ZeRO stages, checkpoints and other numbers of ranks."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from llm.data import Batches, Manifest, TokenStream
 from llm.errors import CheckpointError
 from llm.model import Decoder
 from llm.testing import run_ranks
+from llm.train import checkpoint_files as files
 from llm.train.carried import Carried
 from llm.train.config import RunConfig, load_config
 from llm.train.world import World
@@ -78,11 +81,14 @@ def test_states_go_on_over_ranks_and_stages(words, manifest: Manifest, tmp_path:
 
 
 def two_starts(rank: int, words: list[str], runs: Path) -> list[str]:
-    """A whole run, and one whose steps past 10 are lost and made again."""
+    """A whole run, and one whose steps past 10 are lost and made again. What is saved is copied late: the update waits for it."""
     from llm.train.checkpoint_files import checkpoints, discard
+    from llm.train.host_copy import HostCopy
     from llm.train.run_folder import RunFolder
 
     words = [*words, "train.checkpoint_every=10", "parallel.zero=2"]
+    copy = HostCopy.of
+    HostCopy.of = lambda *given: time.sleep(0.3) or copy(*given)  # type: ignore[method-assign]
     said = [start([*words, "name=whole"]), start([*words, "name=again"])]
     if rank == 0:
         discard(checkpoints(RunFolder(runs / "again").checkpoints)[0])
@@ -116,7 +122,7 @@ def world(rank: int) -> World:
 )
 def test_other_ranks_find_the_states_of_their_rows(to: list[Any], tmp_path: Path) -> None:
     for rank, rows in enumerate([[[0, 1], [2, -1]], [[3, 4], [5, -1]]]):
-        fake(rows).save(tmp_path, world(rank))
+        save_file(fake(rows).tensors(), tmp_path / files.carried_of(rank))
     for rank, rows in enumerate(to):
         carried = Carried([torch.tensor(part).numpy() for part in rows])
         carried.load(tmp_path, world(rank))
@@ -128,6 +134,6 @@ def test_other_ranks_find_the_states_of_their_rows(to: list[Any], tmp_path: Path
 
 
 def test_rows_that_were_not_saved_are_named(tmp_path: Path) -> None:
-    fake([[0, 1]]).save(tmp_path, world(0))
+    save_file(fake([[0, 1]]).tensors(), tmp_path / files.carried_of(0))
     with pytest.raises(CheckpointError, match="holds no state of row 2 of the batch"):
         Carried([torch.tensor([1, 2]).numpy()]).load(tmp_path, world(0))

@@ -37,6 +37,8 @@ Words = Callable[..., list[str]]
         ("train.optimizer.lr=0", 1, "must be positive"),
         ("train.optimizer.betas=[0.9,1.0]", 1, "betas"),
         ("train.schedule.warmup=20", 1, "less than train.steps"),
+        ("train.keep_every=7", 1, r"keep_every \(7\) must be a multiple of train.checkpoint_every \(0\)"),
+        ("grow_vocab=true", 1, "has no effect without init_from"),
         ("name=a/b", 1, "names the run's folder"),
     ],
 )

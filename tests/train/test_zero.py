@@ -86,7 +86,6 @@ def plain_loop(config: RunConfig) -> dict[str, Any]:
 
 def train_case(rank: int, config: RunConfig) -> dict[str, Any]:
     """The same steps by our engine on this rank's half of the rows."""
-    from llm.train.checkpoint import full_weights
     from llm.train.engine import create_engine, optimizer_step
     from llm.train.schedule import learning_rate
     from llm.train.world import World
@@ -97,13 +96,22 @@ def train_case(rank: int, config: RunConfig) -> dict[str, Any]:
     for step in range(1, STEPS + 1):
         share = batch_of(step).split(ROWS // RANKS)[rank]
         lr = learning_rate(config.train.schedule, config.train.optimizer.lr, step, STEPS)
-        result = optimizer_step(engine, share.split(config.train.micro_batch or 1), lr, config.train.clip, world, stop=False)
+        result = optimizer_step(engine, share.split(config.train.micro_batch or 1), lr, config.train.clip, world)
         losses.append((world.sum(result.loss_sum) / result.scored).item())
         norms.append(float(result.grad_norm))
     dtypes = {name: str(p.dtype) for name, p in engine.module.decoder.named_parameters()}
-    weights = full_weights(engine, world)
+    weights = full_weights(engine)
     engine.destroy()
     return {"losses": losses, "norms": norms, "weights": weights, "dtypes": dtypes}
+
+
+def full_weights(engine: Any) -> dict[str, torch.Tensor]:
+    """Name -> float32 weight, gathered by DeepSpeed. All ranks call it together."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    staged = engine.zero_optimization_stage() > 0
+    whole = {name: safe_get_full_fp32_param(p) if staged else p for name, p in engine.module.decoder.named_parameters()}
+    return {name: weight.detach().float().clone() for name, weight in whole.items()}
 
 
 def train_cases(rank: int, configs: list[RunConfig]) -> list[dict[str, Any]]:

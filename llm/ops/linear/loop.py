@@ -75,7 +75,7 @@ class _Chunks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q, k, v, log_decay, log_input, state, starts, held, scale):
         y, final = torch.empty_like(v), torch.empty_like(state)
-        kept = state.new_empty(*state.shape[:2], -(-q.shape[1] // chunk.CHUNK), *state.shape[2:])
+        kept = v.new_empty(*state.shape[:2], -(-q.shape[1] // chunk.CHUNK), *state.shape[2:])
         norm = None if held is None else state.new_empty(v.shape[:3])
         gates = (log_decay, log_input, held, starts)
         compiled.call(SOURCE, "forward", v.dtype, q, k, v, *gates, state, y, final, kept, norm, scale, *_sizes(q, v, log_decay))
@@ -88,8 +88,8 @@ class _Chunks(torch.autograd.Function):
         q, k, v, *gates, y, kept, norm = ctx.saved_tensors
         log_decay, log_input, _, _ = gates
         sizes = _sizes(q, v, log_decay)
-        dq, dk = (kept.new_empty(sizes[6], *q.shape) for _ in range(2))
-        ddecay, dinput = kept.new_empty(v.shape[:3]), None if log_input is None else torch.empty_like(log_input)
+        dq, dk = ((q if sizes[6] == 1 else dfinal).new_empty(sizes[6], *q.shape) for _ in range(2))
+        ddecay, dinput = dfinal.new_empty(v.shape[:3]), None if log_input is None else torch.empty_like(log_input)
         dv, dstate = torch.empty_like(v), torch.empty_like(dfinal, memory_format=torch.contiguous_format)
         given = (q, k, v, *gates, y, kept, norm, dy.contiguous(), dfinal.contiguous())
         compiled.call(SOURCE, "backward", v.dtype, *given, dq, dk, dv, ddecay, dinput, dstate, ctx.scale, *sizes)

@@ -8,7 +8,7 @@
 //     E[t] = eta_t E[t - 1], E[t, t] = 1        W[t] = keep_t W[t - 1] + E[t]        (an update's part in momentum and weights)
 //     y_t = q_t (a_t M + c_t S + sum_{s <= t} W[t, s] k_s^T u_s)
 // where a, c are the parts of the incoming weights M and momentum S: a_t = keep_t a_{t-1}, c and e like a column of W and E.
-#include "gemm.h"
+#include "rows.h"
 
 struct Shape {
     int64_t B, S, H, K, V, chunk, runs;  // batch, tokens, heads, widths of keys and values, tokens of a chunk, most runs of a row
