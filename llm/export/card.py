@@ -28,7 +28,7 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0], skip_spec
 
 - {code}
 - Every text opens with the document token, which the tokenizer puts there. Pad on the left.
-- Checked at export: {checked}. How it was trained: `training_metadata.json`.
+- Needs `{needs}`. Checked at export: {checked}. How it was trained: `training_metadata.json`.
 """
 REMOTE_CODE = (
     "`modeling_braid.py` holds all of the model's code and needs torch and transformers only. `trust_remote_code=True` runs that "
@@ -59,6 +59,7 @@ def model_card(name: str, model: Decoder, metadata: dict[str, Any]) -> str:
         tags=", ".join(["braid", *([] if remote else [metadata["format"]])]),
         trust=", trust_remote_code=True" if remote else "",
         code=REMOTE_CODE if remote else NATIVE_CODE.format(**metadata),
+        needs=metadata["needs"],
         checked=_checked(metadata["parity"]),
     )
     return head + "".join(_sections(metadata))

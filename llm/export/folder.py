@@ -96,7 +96,9 @@ def export_folder(
         if options.gguf:
             write_gguf(draft / f"{out.name}.gguf", model, weights or model.state_dict(), draft, context)
         parity = _verified(draft, target, names, model, weights)
-        metadata = {**metadata, "format": target, "versions": versions(), "parity": parity}
+        oldest = "4.57" if target == REMOTE or native.needs(target, model.config) == 4 else "5"
+        made = {"format": target, "needs": f"transformers>={oldest}", "versions": versions(), "parity": parity}
+        metadata = {**metadata, **made}
         (draft / METADATA).write_text(json.dumps(metadata, indent=2, default=str) + "\n")
         (draft / "README.md").write_text(model_card(out.name, model, metadata))
         # the old folder steps aside before the new one takes its name, so that a kill in between loses neither

@@ -192,13 +192,18 @@ def model_config(model_type: str, values: Values) -> ModelConfig:
     return build(ModelConfig, ARCHITECTURES[model_type].read(values), model_kinds(""))
 
 
+def needs(model_type: str, config: ModelConfig) -> int:
+    """The first major version of transformers whose code for the model is right."""
+    # version 4 norms all groups of Mamba-2 together
+    grouped = any(getattr(layer.mixer, "groups", 1) > 1 for layer in layers_of(config))
+    return max(ARCHITECTURES[model_type].needs, 5 if grouped else 4)
+
+
 def losses(model_type: str, config: ModelConfig) -> list[str]:
     """What of a model an architecture cannot hold, in words; empty: it can hold all of it."""
-    architecture, installed = ARCHITECTURES[model_type], transformers.__version__
-    if int(installed.split(".")[0]) < architecture.needs:
-        return [
-            f"transformers ({installed}) is too old for {model_type}, which is right from {architecture.needs}.0 on: upgrade it"
-        ]
+    architecture, installed, needed = ARCHITECTURES[model_type], transformers.__version__, needs(model_type, config)
+    if int(installed.split(".")[0]) < needed:
+        return [f"transformers ({installed}) is too old, as its code for this model is right from {needed}.0 on: upgrade it"]
     strange = {layer.mixer.kind for layer in layers_of(config)} - set(architecture.layer)
     if strange:
         return [f"it has no layers of {' or '.join(sorted(strange))}"]

@@ -1,6 +1,6 @@
 """Logits of every kind of export, reloaded without Braid by one process: in full, by steps, in chunks and padded on the left.
 
-With HF_SITE=FOLDER, by the transformers in that folder (`make test-hf-matrix`), and then what it finds is printed.
+With HF_SITE=FOLDER, by the transformers in that folder (`make test-hf-matrix`). `-s` shows what was found.
 """
 
 import json
@@ -52,8 +52,7 @@ def differences(cases, tokenizer, scratch) -> dict[str, dict[str, float]]:
     done = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    if site:
-        print("\n".join(f"{name}: {line}" for name, line in zip(cases, lines, strict=True)))
+    print("\n".join(f"{name}: {line}" for name, line in zip(cases, lines, strict=True)))
     return dict(zip(cases, lines, strict=True))
 
 
