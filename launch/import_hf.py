@@ -11,6 +11,7 @@ sys.path[:] = [
 
 import argparse
 
+from llm.data import DOCUMENT_TOKEN
 from llm.errors import BraidError, ConfigError, DataError
 from llm.export.hybrid import parse, planned, replaced
 from llm.export.imported import Change, import_folder, loaded
@@ -36,6 +37,11 @@ def main(argv: list[str] | None = None) -> int:
     checked = f"logits differ by at most {max(origin['parity'].values()):.1e}" if "parity" in origin else "logits were not compared"
     print(f"{words.out}: {origin['model_type']}, {checked}; train on with")
     print(f"  pretrain.py {words.out}/model.yaml EXPERIMENT.yaml init_from={words.out}")
+    if origin["document_token"] is None:
+        print(
+            f"its tokenizer lacks {DOCUMENT_TOKEN}, which opens every document here: add it to {words.out}/tokenizer.json, and give it"
+        )
+        print("an id that is not used, or one more with model.vocab_size and grow_vocab=true, before data are prepared with it")
     return 0
 
 

@@ -17,6 +17,7 @@ from llm.export import assemble, native
 from llm.export.card import model_card
 from llm.export.configuration import BraidConfig
 from llm.export.gguf_file import gguf_architecture, write_gguf
+from llm.export.place import check_place
 from llm.export.tokenizer_files import write_tokenizer
 from llm.export.verify import PARTS, TOLERANCE, same_weights, verify, versions
 from llm.export.weights import SHARD_BYTES, write_shards
@@ -83,7 +84,7 @@ def export_folder(
     target = settle(options.to, model)
     if options.gguf:
         gguf_architecture(model.config)
-    _check_place(out, options.replace)
+    _check_out(out, options.replace)
     if weights is None:
         model = model.float().cpu().eval()
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -111,16 +112,13 @@ def export_folder(
     return metadata
 
 
-def _check_place(out: Path, replace: bool) -> None:
+def _check_out(out: Path, replace: bool) -> None:
     """Raise CheckpointError unless a folder can be made at `out`."""
     if out.exists() and not replace:
         raise CheckpointError(f"{out} exists already; choose another folder, delete it, or pass --replace")
     if out.exists() and not is_export(out):
         raise CheckpointError(f"{out} is no exported model, so --replace does not delete it; choose another folder")
-    there = next(folder for folder in out.absolute().parents if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        law = "is not writable" if there.is_dir() else "is a file"
-        raise CheckpointError(f"{out} cannot be made: {there} {law}; choose another folder")
+    check_place(out)
 
 
 def is_export(folder: Path) -> bool:

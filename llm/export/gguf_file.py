@@ -6,6 +6,7 @@ What differs there: `llama` and `granitehybrid` rotate neighbouring channels, so
 decays are kept as A = -exp(A_log).
 """
 
+import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -50,7 +51,9 @@ SSM = {
 
 
 def gguf_architecture(config: ModelConfig) -> str:
-    """llama.cpp's architecture that the model is. Raises ConfigError when none is."""
+    """llama.cpp's architecture that the model is. Raises ConfigError when none is, or the package gguf is missing."""
+    if not importlib.util.find_spec("gguf"):
+        raise ConfigError("--gguf needs the package gguf; pip install 'braid-lm[gguf]'")
     name = next((n for n in GGUF if not native.losses(n, config)), None)
     if name is None:
         raise ConfigError(
@@ -71,12 +74,10 @@ def write_gguf(path: Path, model: Decoder, weights: Mapping[str, Tensor], folder
     Raises:
         ConfigError: llama.cpp has no such model, or the package is missing. DataError: a tokenizer that it does not have.
     """
-    try:
-        import gguf
-    except ImportError:
-        raise ConfigError("--gguf needs the package gguf; pip install 'braid-lm[gguf]'") from None
     config = model.config
     architecture = gguf_architecture(config)
+    import gguf
+
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_type("model")
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)

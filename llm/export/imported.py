@@ -21,9 +21,10 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from llm.config import build
-from llm.data.tokenizer import load_tokenizer, vocabulary_size
+from llm.data.tokenizer import DOCUMENT_TOKEN, load_tokenizer, vocabulary_size
 from llm.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from llm.export.native import ARCHITECTURES, model_config, pairs, parted
+from llm.export.place import check_place
 from llm.export.settings import Values
 from llm.export.verify import verify, versions
 from llm.export.weights import SHARD_BYTES, Shards, unpickled, write_shards
@@ -121,13 +122,14 @@ def import_folder(
     """
     if out.exists():
         raise CheckpointError(f"{out} exists already; choose another folder or delete it")
+    check_place(out)
     model_type, values = read_settings(folder)
     config = model_config(model_type, values)
     config.check()
     theirs = unpickled(folder) if allow_pickle and not any(folder.glob("*.safetensors")) else Shards(folder)
     weights: Mapping[str, Tensor] = Translated(model_type, config, values, theirs)
-    _check_tokenizer(folder, config)
     origin: dict[str, Any] = {"folder": str(folder.resolve()), "model_type": model_type, "versions": versions()}
+    origin["document_token"] = _document_token(folder, config)
     if check_logits:
         origin["parity"] = verify(loaded(config, weights), folder, ARCHITECTURES[model_type].parts())
     if change is not None:
@@ -150,14 +152,18 @@ def import_folder(
     return origin
 
 
-def _check_tokenizer(folder: Path, config: ModelConfig) -> None:
+def _document_token(folder: Path, config: ModelConfig) -> int | None:
+    """The id of the token that opens documents here; None: the tokenizer has none. Raises DataError."""
     if not (folder / "tokenizer.json").is_file():
         raise DataError(f"{folder} has no tokenizer.json; save it there with AutoTokenizer.from_pretrained(...).save_pretrained")
-    vocabulary = vocabulary_size(load_tokenizer(folder / "tokenizer.json"))
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    vocabulary = vocabulary_size(tokenizer)
     if vocabulary > config.vocab_size:
         raise DataError(
             f"{folder / 'tokenizer.json'} has {vocabulary} ids and the model {config.vocab_size}; take the tokenizer of this model"
         )
+    start: int | None = tokenizer.token_to_id(DOCUMENT_TOKEN)
+    return start
 
 
 def loaded(config: ModelConfig, weights: Mapping[str, Tensor]) -> Decoder:

@@ -11,6 +11,7 @@ Prints one line of JSON for each folder: the largest absolute difference of each
 import importlib.abc
 import inspect
 import json
+import pathlib
 import sys
 
 OURS = ("llm", "launch", "eval", "data_prep", "omegaconf")
@@ -32,7 +33,9 @@ def differences(folder: str, expected_path: str) -> dict[str, float]:
 
     expected = load_file(expected_path)
     tokens = expected["tokens"]
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
+    # code is run from our own exports alone, not from what is imported
+    ours = json.loads((pathlib.Path(folder) / "config.json").read_text())["model_type"] == "braid"
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=ours, dtype=torch.float32).eval()
     found = {}
     with torch.no_grad():
         found["full"] = model(tokens, use_cache=False).logits - expected["full"]

@@ -76,7 +76,7 @@ def test_the_maths_exists_once(tmp_path):
 def test_a_model_that_reloads_otherwise_is_refused(braid, tokenizer, tmp_path, monkeypatch):
     right = exporter.assemble.modeling_source
     monkeypatch.setattr(exporter.assemble, "modeling_source", lambda root: right(root).replace("theta ** (-", "1.01 * theta ** (-"))
-    with pytest.raises(CheckpointError, match="differ from the training model's"):
+    with pytest.raises(CheckpointError, match="differ from the model's"):
         exporter.export_folder(braid(), tokenizer, tmp_path / "out", {}, context=64)
     assert list(tmp_path.iterdir()) == []
 
