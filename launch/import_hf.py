@@ -38,10 +38,10 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{words.out}: {origin['model_type']}, {checked}; train on with")
     print(f"  pretrain.py {words.out}/model.yaml EXPERIMENT.yaml init_from={words.out}")
     if origin["document_token"] is None:
+        print(f"its tokenizer lacks {DOCUMENT_TOKEN}, which opens every document here: before data are prepared with it, add it to")
         print(
-            f"its tokenizer lacks {DOCUMENT_TOKEN}, which opens every document here: add it to {words.out}/tokenizer.json, and give it"
+            f"  {words.out}/tokenizer.json with an id that is not used, or with one more, by model.vocab_size and grow_vocab=true"
         )
-        print("an id that is not used, or one more with model.vocab_size and grow_vocab=true, before data are prepared with it")
     return 0
 
 
