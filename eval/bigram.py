@@ -10,14 +10,12 @@ The pairs are the inputs and labels of the training sequences, so the model and 
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from eval.figures import figures
-from eval.held_out import held_out
-from eval.perplexity import counts
+from eval.figures import Result, text_figures
 from eval.subject import Subject
+from eval.texts import TextConfig, read_texts
 from llm.data import TokenStream
 from llm.errors import ConfigError
 
@@ -86,33 +84,32 @@ def _from_counts(keys: np.ndarray, counts: np.ndarray, Z: int) -> Bigram:
 
 
 @dataclass(frozen=True)
-class BigramConfig:
-    """split, max_tokens, max_bytes, seed: as in `PerplexityConfig`, so that both score the same text. train: the split to count in.
-
-    sequences: the first so many training sequences of the run's order; None is those that the model was trained on.
+class BigramConfig(TextConfig):
+    """train: the split to count in. sequences: the first so many training sequences of the run's order; null: those that the model
+    was trained on.
     """
 
-    split: str = "validation"
     train: str = "train"
     sequences: int | None = None
-    max_tokens: int | None = None
-    max_bytes: int | None = None
-    seed: int = 0
 
 
-def bigram(subject: Subject, config: BigramConfig) -> dict[str, Any]:
+def bigram(subject: Subject, config: BigramConfig) -> Result:
     """The figures of `perplexity`, on the same text, of a bigram model of the tokens trained on. Raises ConfigError, DataError."""
-    texts = held_out(subject.manifest, config.split, config.max_tokens, config.max_bytes, config.seed)
-    stream = TokenStream(subject.manifest, config.train, subject.data, subject.seed, subject.batch)
-    wanted = subject.consumed if config.sequences is None else config.sequences
+    trained = subject.trained
+    if trained is None:
+        raise ConfigError(f"bigram counts what a run was trained on, which {subject.name} does not say; evaluate the run itself")
+    texts = read_texts(subject, config)
+    stream = TokenStream(subject.manifest(), config.train, trained.data, trained.seed, trained.batch)
+    wanted = trained.consumed if config.sequences is None else config.sequences
     if wanted < 1:
         raise ConfigError(f"sequences ({wanted}) to count bigrams in must be at least 1; train the run first, or set sequences=N")
     read = distinct(stream, wanted)
-    with subject.progress("bigram", len(read)) as advance:
-        model = fit(_rows(stream, read, advance), subject.model.config.vocab_size)
-    found = figures(model.document_nats(texts.tokens), texts.scored, texts.text_bytes, config.seed)
+    with subject.progress("bigrams", len(read)) as advance:
+        model = fit(_rows(stream, read, advance), subject.model.vocab_size)
+    nats = model.document_nats(texts.tokens)
+    found = text_figures(nats, texts.scored, texts.text_bytes, texts.words, config.seed)
     fitted = {"sequences": len(read), "of": wanted, "pairs": int(model.counts.sum()), "discount": model.discount}
-    return {**found, **counts(texts), "fitted_on": fitted}
+    return Result(found, {"text": {**texts.origin, **texts.counts}, "fitted_on": fitted}, texts.said)
 
 
 def distinct(stream: TokenStream, sequences: int) -> np.ndarray:

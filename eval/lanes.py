@@ -1,98 +1,108 @@
-"""Documents in lanes: every token of every document scored once, batched, with the state carried inside a document.
+"""Pieces of documents in lanes: batched, with the state carried inside a piece and nowhere else.
 
-A lane is a queue of documents laid end to end; a batch is the next `window` tokens of every lane. Where a document starts,
-`Docs` says so and the state begins afresh: nothing of a neighbour in the lane reaches it, so neither the number of lanes nor the
-window changes a figure. Without carrying, a start is marked every `fresh_every` tokens of a document as well.
+A lane is a queue of pieces laid end to end; a batch is the next tokens of every lane. Where a piece starts, the model is told so
+and its state begins afresh: nothing of a neighbour in the lane reaches it, so neither the number of lanes nor the size of a batch
+changes a figure. Models whose rows cannot hold several documents get one piece per lane.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from llm.docs import Docs
-from llm.model import Decoder
+from eval.models.language_model import LanguageModel, ModelState
+from eval.windows import Piece
 from llm.ops.cross_entropy import IGNORED, cross_entropy_per_token
-from llm.state import State, StateSpec
+
+# pieces are put together until their lanes are as long as this, or as the longest of them
+LANE_TOKENS = 4096
 
 
 @dataclass(frozen=True)
 class Lanes:
-    """Flat lanes, longest first. Per token: input, label (the next token), start of a document, number of the document."""
+    """Flat lanes, longest first. Per token: input, label (the next token, or IGNORED), start of a piece, place of the label among
+    all scored tokens.
+    """
 
     inputs: list[np.ndarray]
     labels: list[np.ndarray]
     starts: list[np.ndarray]
-    document: list[np.ndarray]
+    places: list[np.ndarray]
 
     def __len__(self) -> int:
         return len(self.inputs)
 
-
-def lay(documents: list[np.ndarray], lanes: int, fresh_every: int | None = None) -> Lanes:
-    """Share the documents out: the longest first, each to the shortest lane so far. A document's last token is only a label."""
-    lengths = np.array([len(document) - 1 for document in documents])
-    filled = np.zeros(max(1, lanes), dtype=np.int64)
-    queues: list[list[int]] = [[] for _ in filled]
-    for k in np.argsort(-lengths, kind="stable"):
-        if lengths[k]:
-            lane = int(filled.argmin())
-            queues[lane].append(int(k))
-            filled[lane] += lengths[k]
-    order = [queues[lane] for lane in np.argsort(-filled, kind="stable") if queues[lane]]
-    return Lanes(
-        [np.concatenate([documents[k][:-1] for k in queue]) for queue in order],
-        [np.concatenate([documents[k][1:] for k in queue]) for queue in order],
-        [np.concatenate([_starts(int(lengths[k]), fresh_every) for k in queue]) for queue in order],
-        [np.concatenate([np.full(lengths[k], k) for k in queue]) for queue in order],
-    )
+    def batches(self, tokens: int) -> int:
+        """Batches of at most `tokens` per lane."""
+        return -(-len(self.inputs[0]) // tokens)
 
 
-def document_nats(model: Decoder, lanes: Lanes, documents: int, window: int) -> Iterator[tuple[int, np.ndarray]]:
-    """After each batch: (tokens scored in it, nats of each document so far, float64).
+def grouped(pieces: list[Piece], lanes: int, packs: bool) -> list[list[list[Piece]]]:
+    """Groups of at most `lanes` queues: what one rank scores at a time. They depend on the pieces and lanes alone.
+
+    The longest pieces come first, each in the shortest queue so far.
+    """
+    groups: list[list[list[Piece]]] = []
+    room, filled = 0, [0]
+    for piece in sorted(pieces, key=lambda piece: -piece.inputs):
+        if not groups or (packs and room < piece.inputs) or (not packs and filled[-1]):
+            groups.append([[] for _ in range(lanes)])
+            room, filled = lanes * max(LANE_TOKENS, piece.inputs), [0] * lanes
+        lane = filled.index(min(filled))
+        groups[-1][lane].append(piece)
+        filled[lane] += piece.inputs
+        room -= piece.inputs
+    return [[queue for queue in group if queue] for group in groups]
+
+
+def lay(queues: list[list[Piece]], documents: list[np.ndarray], begins: np.ndarray) -> Lanes:
+    """The tokens of queues. begins: where each document's scored tokens begin among all of them."""
+    ordered = sorted(queues, key=lambda queue: -sum(piece.inputs for piece in queue))
+    inputs, labels, starts, places = [], [], [], []
+    for queue in ordered:
+        inputs.append(np.concatenate([documents[p.document][p.first : p.stop - 1] for p in queue]))
+        labels.append(np.concatenate([_labels(p, documents[p.document]) for p in queue]))
+        starts.append(np.concatenate([np.arange(p.inputs) == 0 for p in queue]))
+        places.append(np.concatenate([begins[p.document] + np.arange(p.first, p.stop - 1) for p in queue]))
+    return Lanes(inputs, labels, starts, places)
+
+
+def _labels(piece: Piece, document: np.ndarray) -> np.ndarray:
+    labels = document[piece.first + 1 : piece.stop].astype(np.int64)
+    labels[: piece.scored - piece.first - 1] = IGNORED
+    return labels
+
+
+class Scored(NamedTuple):
+    """Of tokens: their places among all that are scored, their nats in float64, and whether each was the most likely one."""
+
+    places: np.ndarray
+    nats: np.ndarray
+    greedy: np.ndarray
+
+
+def token_scores(model: LanguageModel, lanes: Lanes, tokens: int) -> Iterator[Scored]:
+    """The tokens that are scored, batch by batch.
 
     Args:
-        window: tokens of a lane per batch; it bounds memory and changes no figure.
+        tokens: of a lane per batch; it bounds memory and changes no figure.
     """
-    nats = np.zeros(documents)
-    device, specs = model.embedding.device, model.state_spec()
-    state: State | None = None
-    for first in range(0, len(lanes.inputs[0]), window):
+    state: ModelState = None
+    for first in range(0, len(lanes.inputs[0]), tokens):
         # lanes are sorted: those that still have tokens are the first ones
-        rows = sum(len(lane) > first for lane in lanes.inputs)
-        part = slice(first, first + window)
-        tokens, labels = (torch.from_numpy(_rows(x, rows, part, fill)) for x, fill in ((lanes.inputs, 0), (lanes.labels, IGNORED)))
-        starts = torch.from_numpy(_rows(lanes.starts, rows, part, False))
-        state = None if state is None else trimmed({name: x[:rows] for name, x in state.items()}, specs)
-        with torch.no_grad():
-            out = model(tokens.to(device), state, Docs(starts.to(device)))
-            loss_BT = cross_entropy_per_token(out.logits, labels.to(device)).double().cpu().numpy()
-        state = out.state
-        scored = labels.numpy() != IGNORED
-        nats += np.bincount(_rows(lanes.document, rows, part, 0)[scored], weights=loss_BT[scored], minlength=documents)
-        yield int(scored.sum()), nats
-
-
-def trimmed(state: State, specs: dict[str, StateSpec]) -> State:
-    """The state without the oldest cache slots that no row's document reaches any more.
-
-    A growing cache `X.k, X.v, X.valid` keeps what documents that have ended left in it; over a lane of many documents that adds up.
-    """
-    kept = dict(state)
-    for name in state:
-        if name.endswith(".valid") and specs[name].grows:
-            used = state[name].any(0).nonzero()
-            first = int(used[0]) if len(used) else state[name].shape[1]
-            for key in (name, name[:-5] + "k", name[:-5] + "v"):
-                kept[key] = state[key][:, first:]
-    return kept
-
-
-def _starts(length: int, fresh_every: int | None) -> np.ndarray:
-    starts = np.zeros(length, dtype=bool)
-    starts[:: fresh_every or length] = True
-    return starts
+        rows = sum(len(lane) > first for lane in lanes.inputs) if model.packs else len(lanes)
+        part = slice(first, first + tokens)
+        inputs, labels = (torch.from_numpy(_rows(x, rows, part, fill)) for x, fill in ((lanes.inputs, 0), (lanes.labels, IGNORED)))
+        starts = torch.from_numpy(_rows(lanes.starts, rows, part, False)) if model.packs else None
+        state = None if state is None else model.narrow(state, rows)
+        logits, state = model.logits(inputs, state, starts)
+        labels = labels.to(logits.device)
+        nats_BT = cross_entropy_per_token(logits, labels).double()
+        scored = (labels != IGNORED).cpu().numpy()
+        places = _rows(lanes.places, rows, part, 0)
+        yield Scored(*(x[scored] for x in (places, nats_BT.cpu().numpy(), (logits.argmax(-1) == labels).cpu().numpy())))
 
 
 def _rows(lanes: list[np.ndarray], rows: int, part: slice, fill: int | bool) -> np.ndarray:

@@ -1,4 +1,9 @@
-"""`braid-eval --run RUN TASK [key=value...]`: evaluate a run folder or checkpoint; the report goes to RUN/report/eval-TASK.json."""
+"""`braid-eval --model PATH [--model PATH] TASK[,TASK...] [key=value | TASK.key=value]`: evaluate models side by side.
+
+PATH is a run folder, a checkpoint, or a Hugging Face folder. The same under `torchrun`, `deepspeed`, `srun` and plain `python`.
+
+`braid-eval scaling TABLE... [key=value...]`: scaling laws of a table or a folder of runs; no model is needed.
+"""
 
 import sys
 from pathlib import Path
@@ -10,25 +15,46 @@ sys.path[:] = [
 ]
 
 import argparse
+import os
 
-import torch
-
-from eval.tasks import TASKS, evaluate
+from eval.evaluate import evaluate
+from eval.find import DTYPES, MODES, Reading
+from eval.plan import read_plan
+from eval.scaling.command import scaling
+from eval.tasks import TASKS
+from eval.world import world_of_ranks
+from launch.ranks import settle, without_local_rank
 from llm.errors import BraidError
+
+# TASK -> what it does with the words that follow, without a model
+WITHOUT_MODEL = {"scaling": scaling}
 
 
 def main(argv: list[str] | None = None) -> int:
     """The exit status: 0, or 2 after an error that the user can cause."""
-    parser = argparse.ArgumentParser(prog="braid-eval", description=__doc__)
-    parser.add_argument("--run", required=True, help="a run folder (runs/NAME) or a checkpoint")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("task", metavar="TASK", help=", ".join(TASKS))
-    parser.add_argument("settings", nargs="*", metavar="key=value")
-    arguments = parser.parse_args(argv)
+    parser = argparse.ArgumentParser(prog="braid-eval", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", action="append", default=[], metavar="PATH", help="may be given several times")
+    parser.add_argument("--mode", choices=MODES, default="parallel", help="recurrent: token by token from the state")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--device", help="cpu, cuda, ...; by default this rank's GPU where there is one")
+    parser.add_argument("--out", type=Path, help="the folder of all reports, instead of each model's own")
+    parser.add_argument("--again", action="store_true", help="also evaluate what was done already with the same settings")
+    parser.add_argument("--trust-remote-code", action="store_true", help="code in a Hugging Face folder may run")
+    tasks = ", ".join([*TASKS, *WITHOUT_MODEL])
+    parser.add_argument("words", nargs="+", metavar="TASK", help=f"{tasks}, a suite (configs/eval/*.yaml), key=value")
+    given = parser.parse_args(without_local_rank(sys.argv[1:] if argv is None else argv))
     try:
-        evaluate(arguments.run, arguments.task, arguments.settings, arguments.device)
+        if given.words[0] in WITHOUT_MODEL:
+            WITHOUT_MODEL[given.words[0]](given.words[1:])
+            return 0
+        settle()
+        plan = read_plan(given.words)
+        with world_of_ranks(given.device) as world:
+            reading = Reading(world.device, given.dtype, given.mode, given.trust_remote_code)
+            evaluate(given.model, plan, reading, world, given.again, given.out)
     except BraidError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 

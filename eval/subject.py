@@ -1,71 +1,81 @@
-"""What is evaluated: a model with the dataset it was trained on, and where its report goes."""
+"""What is evaluated: a model, the dataset it was trained on if that is known, and where its reports go."""
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from eval.models.language_model import LanguageModel
+from eval.world import Done, agreed
 from llm.data import DataConfig, Manifest
-from llm.data.remote import is_remote
-from llm.errors import DataError
-from llm.model import Decoder
-from llm.train.load import load_model
+from llm.errors import ConfigError, DataError
+from llm.train.world import World
 
 
 @dataclass(frozen=True)
-class Subject:
-    """batch: sequences of a training step. consumed: those that the model has seen, in the order of `seed`. origin: for reports."""
+class Trained:
+    """How a run's model was trained: its settings, and sequences seen so far in the order of the seed."""
 
-    model: Decoder
-    manifest: Manifest
     data: DataConfig
     seed: int
     batch: int
     consumed: int
+
+
+class Pace(Protocol):
+    """rounds: calls that all ranks make when this one has `mine`. check_time: ends an evaluation on all ranks whose time is up."""
+
+    def rounds(self, mine: int) -> int: ...
+
+    def check_time(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A loaded model. dataset: that it was trained on, if known. trained: of our own runs. origin: for reports. pace: where each
+    call of the model is one of all ranks, what keeps them in step.
+    """
+
+    name: str
+    model: LanguageModel
     report: Path
     origin: dict[str, Any]
+    world: World
+    dataset: DataConfig | None = None
+    trained: Trained | None = None
+    pace: Pace | None = None
+
+    def manifest(self, dataset: str | None = None) -> Manifest:
+        """A prepared dataset, or the one that the model was trained on. Raises DataError, ConfigError."""
+        if dataset is not None:
+            return Manifest.load(dataset)
+        if self.dataset is None:
+            raise ConfigError(f"{self.name} does not say what it was trained on; name the text with text=PATH or dataset=FOLDER")
+        manifest = self.dataset.load_manifest()
+        if self.trained is not None and self.origin["tokenizer"] != manifest.tokenizer.sha256:
+            raise DataError(
+                f"the tokenizer of {self.origin['model']} (sha256 {self.origin['tokenizer'][:12]}) is not that of "
+                f"{self.dataset.manifest} ({manifest.tokenizer.sha256[:12]}): ids would mean other text; "
+                "evaluate with the dataset that the run was trained on, or name a text with text=PATH"
+            )
+        return manifest
+
+    def alone(self) -> "Subject":
+        """As one rank by itself sees it."""
+        return replace(self, world=World(0, 1, self.world.device))
+
+    def agreed(self, do: Callable[[], Done]) -> Done:
+        """`agreed` by the subject's ranks."""
+        return agreed(self.world, do)
 
     @contextmanager
     def progress(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A bar over `total` units on the terminal; gives the function that moves it on."""
+        """A bar over `total` units on the first rank's terminal; gives the function that moves it on."""
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-            task = bars.add_task(name, total=total)
+        with Progress(*columns, console=Console(stderr=True), transient=True, disable=not self.world.first) as bars:
+            task = bars.add_task(f"{self.name}: {name}", total=total)
             yield lambda n: bars.advance(task, n)
-
-
-def load_subject(run_or_checkpoint: str | Path, device: str = "cpu") -> Subject:
-    """The model of a run folder or checkpoint with its dataset. Raises CheckpointError, DataError."""
-    model, config, info = load_model(run_or_checkpoint, device)
-    data = replace(config.data, manifest=str(_found(config.data.manifest, info.path)))
-    manifest = data.load_manifest()
-    tokenizer = hashlib.sha256(info.tokenizer.read_bytes()).hexdigest()
-    if tokenizer != manifest.tokenizer.sha256:
-        raise DataError(
-            f"the tokenizer of {info.path} (sha256 {tokenizer[:12]}) is not that of {config.data.manifest} "
-            f"({manifest.tokenizer.sha256[:12]}): ids would mean other text; evaluate with the dataset that the run was trained on"
-        )
-    folder, batch = info.run or info.path, config.train.batch
-    origin = {
-        "run": config.name,
-        "checkpoint": str(info.path),
-        "step": info.step,
-        "tokens_trained": info.tokens,
-        "manifest": manifest.hash,
-        "tokenizer": tokenizer,
-        "device": str(device),
-        "dtype": str(model.embedding.dtype).removeprefix("torch."),
-    }
-    return Subject(model, manifest, data, config.seed, batch, info.step * batch, folder / "report", origin)
-
-
-def _found(dataset: str, checkpoint: Path) -> str | Path:
-    """The dataset as the config gives it: an address, or a path from the working directory, else from a folder of the run's."""
-    if is_remote(dataset):
-        return dataset
-    return next((base / dataset for base in (Path(), *checkpoint.parents) if (base / dataset).exists()), Path(dataset))

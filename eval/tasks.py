@@ -1,39 +1,37 @@
-"""The table of evaluations, and how one is run and reported."""
+"""The table of evaluations. A new one is a file with a config and a function, and a line here."""
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+from eval import curves, throughput
 from eval.bigram import BigramConfig, bigram
+from eval.figures import Result
+from eval.harness.task import HarnessConfig, harness
 from eval.perplexity import PerplexityConfig, perplexity
-from eval.report import show, write_report
-from eval.subject import Subject, load_subject
-from llm.config import load
-from llm.errors import ConfigError, did_you_mean
-
-# TASK -> (its settings, what it does)
-TASKS: dict[str, tuple[type, Callable[[Subject, Any], dict[str, Any]]]] = {
-    "perplexity": (PerplexityConfig, perplexity),
-    "bigram": (BigramConfig, bigram),
-}
 
 
-def evaluate(run: str, task: str, settings: Sequence[str], device: str = "cpu") -> dict[str, Any]:
-    """Run one task on a run folder or checkpoint, write its report, print it and return it.
+@dataclass(frozen=True)
+class Task:
+    """An evaluation.
 
-    Raises:
-        ConfigError: an unknown task or setting. CheckpointError, DataError: what is missing, damaged or does not belong together.
+    config: a frozen dataclass of settings with defaults. do: `(Subject, config) -> Result`; where `model` is False, it is called
+    with None. all_ranks: every rank calls it, with the whole work, and shares it out by `subject.world`; otherwise the first alone.
+    in_training: it may run inside training: the model is called by `score` alone, which keeps ranks in step.
+    picture: draws on a matplotlib figure, from the `details` of the results by model's name.
     """
-    if task not in TASKS:
-        raise ConfigError(f"task ({task}) is unknown; {did_you_mean(task, TASKS)}")
-    schema, do = TASKS[task]
-    config = load(schema, settings, {})
-    subject = load_subject(run, device)
-    started = time.perf_counter()
-    results = do(subject, config)
-    seconds = time.perf_counter() - started
-    report = {"task": task, "results": results, "settings": asdict(config), "seconds": seconds, "subject": subject.origin}
-    path = write_report(subject.report / f"eval-{task}.json", report)
-    show(report, path)
-    return report
+
+    config: type
+    do: Callable[[Any, Any], Result]
+    model: bool = True
+    all_ranks: bool = False
+    in_training: bool = False
+    picture: Callable[[Any, dict[str, dict[str, Any]]], None] | None = None
+
+
+TASKS: dict[str, Task] = {
+    "perplexity": Task(PerplexityConfig, perplexity, all_ranks=True, in_training=True, picture=curves.draw),
+    "bigram": Task(BigramConfig, bigram),
+    "throughput": Task(throughput.ThroughputConfig, throughput.throughput, picture=throughput.draw),
+    "lm_eval": Task(HarnessConfig, harness, all_ranks=True),
+}

@@ -99,7 +99,7 @@ def _steps(words: list[str], config: RunConfig) -> list[Step]:
         _script("launch/pretrain.py"),
         *words,
     ]
-    evaluate = [python, _script("eval/run.py"), "--run", str(run.path)]
+    evaluate = [python, _script("eval/run.py"), "--model", str(run.path)]
     return [
         Step("prepare the standard library's sources", [python, _script("data_prep/run.py"), "prepare", DATA]),
         Step("train", deepspeed, trained, trained),
@@ -142,7 +142,7 @@ def _environment() -> dict[str, str]:
 def _last_screen(console: Console, config: RunConfig, seconds: float) -> int:
     run = RunFolder.of(config)
     ours, bigram = (
-        json.loads((run.report / f"eval-{task}.json").read_text())["results"]["bits_per_byte"]["value"]
+        json.loads((run.report / f"eval-{task}.json").read_text())["figures"]["bits_per_byte"]["value"]
         for task in ("perplexity", "bigram")
     )
     below = 1 - ours / bigram

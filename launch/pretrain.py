@@ -14,6 +14,7 @@ sys.path[:] = [
 
 import os
 
+from eval.scheduled import evaluation
 from launch.ranks import settle, without_local_rank
 from llm.errors import BraidError
 from llm.train.start import pretrain
@@ -27,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0 if words else 2
     try:
         settle()
-        pretrain(words)
+        pretrain(words, evaluation)
     except BraidError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 Each part's config is a frozen dataclass beside its code. Where a field chooses among kinds (`mixer: {kind: retention, ...}`) the
 field is `Any` and the caller passes a table: path pattern -> kind -> dataclass, so that this module imports nothing above it. Where
-the table knows a kind `none`, the field may be left out.
+the table knows a kind `none`, the field may be left out; where the field's default has a kind, the kind may.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,13 +49,14 @@ def load(schema: type[Schema], words: Sequence[str], kinds: Kinds) -> Schema:
 
 def build(schema: type[Schema], values: Mapping, kinds: Kinds) -> Schema:
     """A frozen `schema` from plain keys and values. Raises ConfigError."""
-    node = OmegaConf.create(dict(values))
+    node, defaults = OmegaConf.create(dict(values)), OmegaConf.structured(schema)
     for pattern, table in kinds.items():
         for parent, key, path in _matches(node, pattern.split("."), ""):
             if key in parent or "none" in table:
-                parent[key] = _with_kind(parent.get(key, "none"), path, table)
+                default = OmegaConf.select(defaults, f"{path}.kind")
+                parent[key] = _with_kind(parent.get(key, "none"), path, table, default)
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), node))  # type: ignore[return-value]
+        return OmegaConf.to_object(OmegaConf.merge(defaults, node))  # type: ignore[return-value]
     except (OmegaConfBaseException, TypeError) as error:
         raise ConfigError(_misplaced_list(schema, node) or _sentence(error)) from None
 
@@ -132,9 +133,11 @@ def _matches(node: Any, pattern: list[str], path: str) -> list[tuple[DictConfig,
     return found
 
 
-def _with_kind(node: Any, path: str, table: Mapping[str, type]) -> DictConfig:
+def _with_kind(node: Any, path: str, table: Mapping[str, type], default: str | None) -> DictConfig:
     if isinstance(node, str):
         node = OmegaConf.create({"kind": node})
+    if default and isinstance(node, DictConfig) and "kind" not in node:
+        node = OmegaConf.merge({"kind": default}, node)
     if not isinstance(node, DictConfig) or "kind" not in node:
         raise ConfigError(f"{path} ({node}) names no kind; write {path}: {{kind: ...}} with one of {', '.join(sorted(table))}")
     if node.kind not in table:

@@ -78,19 +78,22 @@ def _log_rate_per_state(p: Tensor, generator: Generator, depth: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Role:
+    """hidden: matrices from width to width, whose updates must shrink as the width grows (muP's hidden weights)."""
+
     start: Start
     weight_decay: bool
     float32: bool
+    hidden: bool = False
 
 
 ROLES: dict[str, Role] = {
     "embedding": Role(_normal(0.02), weight_decay=False, float32=False),
-    "matrix": Role(_matrix, weight_decay=True, float32=False),
-    "output matrix": Role(_output_matrix, weight_decay=True, float32=False),
+    "matrix": Role(_matrix, weight_decay=True, float32=False, hidden=True),
+    "output matrix": Role(_output_matrix, weight_decay=True, float32=False, hidden=True),
     "norm": Role(_constant(1.0), weight_decay=False, float32=True),
     "bias": Role(_constant(0.0), weight_decay=False, float32=True),
     "small bias": Role(_normal(0.1), weight_decay=False, float32=True),
-    "gate matrix": Role(_constant(0.0), weight_decay=True, float32=False),
+    "gate matrix": Role(_constant(0.0), weight_decay=True, float32=False, hidden=True),
     "shut gate bias": Role(_constant(-10.0), weight_decay=False, float32=True),
     "forget gate bias": Role(_three_to_six, weight_decay=False, float32=True),
     "empty memory": Role(_constant(0.0), weight_decay=False, float32=True),

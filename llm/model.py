@@ -27,6 +27,9 @@ class ModelConfig:
     """width: channels of the residual stream. depth: layers. layers: by name. pattern: names, repeated until depth is reached.
 
     logit_cap: c, where logits are softly capped to c tanh(logit / c), as in Gemma 2 and xLSTM 7B; null is without.
+    mup_base_width: the width at which learning rates were tuned; they then fit this width (Yang et al., arXiv:2203.03466, table 8:
+    logits and the rates of hidden matrices shrink by base / width; initial values are muP's anyway). Heads should grow with the
+    width at the same size. null: no scaling.
     """
 
     width: int = MISSING
@@ -37,6 +40,12 @@ class ModelConfig:
     tie_embeddings: bool = True
     norm_eps: float = 1e-6
     logit_cap: float | None = None
+    mup_base_width: int | None = None
+
+    @property
+    def width_ratio(self) -> float:
+        """muP's base width / width: of the logits, and of the rate of hidden matrices; 1 without muP."""
+        return (self.mup_base_width or self.width) / self.width
 
     def layer_names(self) -> list[str]:
         """The name of each of the `depth` layers."""
@@ -51,6 +60,8 @@ class ModelConfig:
             raise ConfigError(
                 f"{where}.logit_cap ({self.logit_cap}) bounds the logits and must be above 0; use 30, or null for none"
             )
+        if self.mup_base_width is not None and self.mup_base_width < 1:
+            raise ConfigError(f"{where}.mup_base_width ({self.mup_base_width}) must be at least 1, or null for no scaling")
         if not self.pattern:
             raise ConfigError(f"{where}.pattern is empty; list the names of {where}.layers in the order they repeat")
         for name in self.pattern:
@@ -76,11 +87,15 @@ def model_kinds(where: str = "model") -> dict[str, dict[str, type]]:
 
 
 class Output(NamedTuple):
-    """logits `[B, T, Z]`, or the summed loss in nats of the labels that are not ignored; and the state after the last token."""
+    """logits `[B, T, Z]`, or the summed loss in nats of the labels that are not ignored; and the state after the last token.
+
+    z_sum: beside a loss, the sum of log^2 Z over the same labels, without a gradient.
+    """
 
     logits: Tensor | None
     loss_sum: Tensor | None
     state: State
+    z_sum: Tensor | None = None
 
 
 class Decoder(nn.Module):
@@ -113,8 +128,10 @@ class Decoder(nn.Module):
         labels_BT: Tensor | None = None,
         last_only: bool = False,
         ranks: Ranks | None = None,
+        z_loss: float = 0.0,
     ) -> Output:
-        """Logits, or with labels the summed loss (labels are already shifted; -100 is not scored).
+        """Logits, or with labels the summed loss (labels are already shifted; -100 is not scored), whose gradient is that of the
+        loss and of `z_loss` times log^2 Z.
 
         last_only: logits of the last token alone, `[B, 1, Z]`. ranks: those that the sequence is split over; tokens, labels and
         what comes out are this rank's, state and docs the whole sequence's.
@@ -122,8 +139,9 @@ class Decoder(nn.Module):
         x_BTD, state = self.hidden(F.embedding(tokens_BT, self.embedding), state, docs, ranks)
         if labels_BT is not None:
             head = self.embedding if self.head is None else self.head
-            loss = cross_entropy(x_BTD.flatten(0, 1), head.to(x_BTD.dtype), labels_BT.flatten(), self.config.logit_cap)
-            return Output(None, loss, state)
+            flat = x_BTD.flatten(0, 1), head.to(x_BTD.dtype), labels_BT.flatten()
+            loss_sum, z_sum = cross_entropy(*flat, z_loss, self.config.logit_cap)
+            return Output(None, loss_sum, state, z_sum)
         return Output(self.logits(x_BTD[:, -1:] if last_only else x_BTD), None, state)
 
     def logits(self, x_BTD: Tensor) -> Tensor:
@@ -152,7 +170,8 @@ class Decoder(nn.Module):
             # One position serves all layers.
             new_state["position"] = new.pop("position")
             new_state |= place(new, f"layers.{i}")
-        return self.norm(x_BTD), new_state
+        x_BTD = self.norm(x_BTD)
+        return (x_BTD if self.config.width_ratio == 1 else x_BTD * self.config.width_ratio), new_state
 
     def step(self, token_B: Tensor, state: State | None, starts_B: Tensor | None = None) -> tuple[Tensor, State]:
         """One token: (logits `[B, Z]`, new state)."""

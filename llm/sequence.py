@@ -6,6 +6,7 @@ state, so that isolation and carrying are written here once and never in a mixer
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from math import prod
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ from llm.parallel.plan import Op, choose
 from llm.state import State, StateSpec, accumulator
 
 POSITION = StateSpec((), torch.int64)
+# which stream has the outputs' shape, of ops that choose how to cross by what they send
+OUTPUTS_LIKE = {"linear": 2, "mlstm": 2, "scan": 0, "elementwise": 0}
 
 
 def conv_state(width: int, taps: int) -> dict[str, StateSpec]:
@@ -372,7 +375,8 @@ class Seq:
     def _op(self, name: str, family: str, call: Call, reach: int = 0, affine: bool = True, transition: int = 0) -> Op:
         per_token = tuple((x.shape[2], x[0, 0].numel() // x.shape[2]) for x in call.tokens)
         state = sum(x[0].numel() for x in call.state)
-        return Op(name, family, call.heads, reach, affine, state, transition, per_token, 0)
+        outputs = prod(per_token[OUTPUTS_LIKE[family]]) if family in OUTPUTS_LIKE else 0
+        return Op(name, family, call.heads, reach, affine, state, transition, per_token, outputs)
 
     def _alone(self, op: Op, call: Call) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Run the op on all of the sequence, and note it."""

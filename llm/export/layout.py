@@ -39,6 +39,8 @@ def differences(wanted: ModelConfig, got: ModelConfig) -> list[str]:
     found = [
         f"{key} ({getattr(wanted, key)}) would be {getattr(got, key)}" for key in whole if getattr(wanted, key) != getattr(got, key)
     ]
+    if wanted.width_ratio != got.width_ratio:
+        found.append(f"mup_base_width ({wanted.mup_base_width}), which scales the logits, would be {got.mup_base_width}")
     for i, (a, b) in enumerate(zip(layers_of(wanted), layers_of(got), strict=False)):
         for part, left, right in zip(("mixer", "ffn"), spelled_out(a, wanted), spelled_out(b, got), strict=True):
             changed = [key for key in left if left[key] != right.get(key)]

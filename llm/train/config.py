@@ -15,27 +15,9 @@ from llm.errors import ConfigError
 from llm.mixers.ops import ops_of
 from llm.model import ModelConfig, model_kinds
 from llm.parallel import Mode
+from llm.train.optimizer import OPTIMIZERS, AdamWConfig
 from llm.train.schedule import ScheduleConfig
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW (Loshchilov & Hutter, arXiv:1711.05101). lr: the peak. weight_decay: of matrices; other roles do not decay."""
-
-    kind: Literal["adamw"] = "adamw"
-    lr: float = 1e-3
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-
-    def check(self, where: str) -> None:
-        """Raises ConfigError."""
-        if not (0 < self.lr < math.inf and 0 < self.eps < math.inf):
-            raise ConfigError(f"{where}.lr ({self.lr}) and {where}.eps ({self.eps}) must be positive and finite")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(f"{where}.betas ({self.betas}) must be two numbers, at least 0 and less than 1")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ConfigError(f"{where}.weight_decay ({self.weight_decay}) must be finite and not negative; 0 switches it off")
+from llm.train.scheduled import EvaluateConfig
 
 
 @dataclass(frozen=True)
@@ -43,7 +25,8 @@ class TrainConfig:
     """How to train.
 
     batch: sequences per optimizer step, over all ranks. micro_batch: sequences a rank runs at once; null: its whole share.
-    clip: largest global gradient norm; null: no clipping. precision: `auto` is bf16 where the device computes in it, else fp32.
+    clip: largest global gradient norm; null: no clipping. z_loss: factor of the mean of log^2 Z, which keeps logits from drifting;
+    in gradients alone, `loss` is without it. precision: `auto` is bf16 where the device computes in it, else fp32.
     log_every, validate_every, checkpoint_every: steps; 0 validates or saves at the end only. keep_last: checkpoints kept, besides
     those of each `keep_every`-th step (0: of none). checkpoint_async: they are written while training goes on.
     validation_sequences: at most so many of the held-out split; null: all. peak_flops: FLOP/s of one rank's device; null: measured.
@@ -52,9 +35,10 @@ class TrainConfig:
     steps: int = MISSING
     batch: int = MISSING
     micro_batch: int | None = None
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    optimizer: Any = field(default_factory=AdamWConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     clip: float | None = 1.0
+    z_loss: float = 0.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     activation_checkpointing: bool = False
     log_every: int = 10
@@ -66,6 +50,7 @@ class TrainConfig:
     checkpoint_async: bool = True
     peak_flops: float | None = None
     tensorboard: bool = True
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def check(self) -> None:
         """Raises ConfigError."""
@@ -84,19 +69,24 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"train.{name} ({value}) must be finite and positive, or null")
+        if not 0 <= self.z_loss < math.inf:
+            raise ConfigError(f"train.z_loss ({self.z_loss}) must be finite and not negative; 0 switches it off, PaLM has 1e-4")
         self.optimizer.check("train.optimizer")
         self.schedule.check("train.schedule", self.steps)
+        self.evaluate.check("train.evaluate")
 
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """zero: what the ranks split among them — 1: optimizer states, 2: and gradients, 3: and weights; 0: nothing.
+    """zero: what the ranks split among them — 1: optimizer states, 2: and gradients, 3: and weights; 0: nothing. offload: what is
+    kept in host memory: `optimizer`, float32 masters and states, updated there.
 
     sequence: neighbouring ranks that split every sequence among them. mode: how layers cross from rank to rank, all `heads`, by
     `state`, `pipelined`, or each as is cheapest (llm/parallel/crossing.py).
     """
 
     zero: int = 1
+    offload: Literal["none", "optimizer"] = "none"
     sequence: int = 1
     mode: Mode = "auto"
 
@@ -108,6 +98,10 @@ class ParallelConfig:
             raise ConfigError(f"parallel.mode ({self.mode}) has no effect with parallel.sequence=1; remove it")
         if self.zero not in (0, 1, 2, 3):
             raise ConfigError(f"parallel.zero ({self.zero}) must be one of 0, 1, 2, 3")
+        if self.offload != "none" and self.zero == 0:
+            raise ConfigError(
+                f"parallel.offload ({self.offload}) needs ZeRO, which parallel.zero=0 is without; set parallel.zero=1"
+            )
 
 
 @dataclass(frozen=True)
@@ -115,11 +109,12 @@ class RunConfig:
     """A run: `runs`/`name` is its folder.
 
     init_from: a run, checkpoint or folder of safetensors whose weights it starts from; null: from the seed. grow_vocab: it may have
-    fewer rows of vocabulary than the model.
+    fewer rows of vocabulary than the model. branch_from: a run or checkpoint that it goes on from (llm/train/branch.py).
     """
 
     name: str = MISSING
     runs: str = "runs"
+    branch_from: str | None = None
     seed: int = 0
     init_from: str | None = None
     grow_vocab: bool = False
@@ -129,14 +124,17 @@ class RunConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
 
+KINDS = {**model_kinds("model"), "train.optimizer": OPTIMIZERS}
+
+
 def load_config(words: Sequence[str]) -> RunConfig:
     """`FILE.yaml... key.path=value...` -> RunConfig. Raises ConfigError."""
-    return load(RunConfig, words, model_kinds("model"))
+    return load(RunConfig, words, KINDS)
 
 
 def build_config(values: Mapping[str, Any]) -> RunConfig:
     """A RunConfig from plain keys and values. Raises ConfigError."""
-    return build(RunConfig, values, model_kinds("model"))
+    return build(RunConfig, values, KINDS)
 
 
 def micro_batch_of(config: RunConfig, world_size: int) -> int:
@@ -154,23 +152,22 @@ def accumulation_of(config: RunConfig, world_size: int) -> int:
     return micro_batches_of(config.train.batch, data_ranks(config, world_size), micro_batch_of(config, world_size))
 
 
+def repeated_reductions(config: RunConfig, world_size: int) -> list[str]:
+    """What accumulation costs where each micro-batch's gradients are split among the ranks at once."""
+    count = accumulation_of(config, world_size)
+    if config.parallel.zero != 2 or count == 1 or world_size == 1:
+        return []
+    return [f"parallel.zero=2 sends gradients after each of {count} micro-batches; parallel.zero=1 sends them once, but holds them"]
+
+
 def check(config: RunConfig, world_size: int, manifest: Manifest) -> None:
     """Every law that holds between settings, ranks and dataset, before a process group starts. Raises ConfigError, DataError."""
     if not config.name or "/" in config.name or config.name.startswith("."):
         raise ConfigError(f"name ({config.name!r}) names the run's folder; use letters, digits, dashes")
     if config.grow_vocab and config.init_from is None:
         raise ConfigError("grow_vocab (true) has no effect without init_from; remove it")
-    config.model.check("model")
-    config.train.check()
-    config.parallel.check()
+    check_ranks(config, world_size)
     config.data.check("data")
-    check_sequence(config, world_size)
-    _check_batch(config.train, data_ranks(config, world_size))
-    if config.train.precision == "bf16" and config.parallel.zero == 0:
-        raise ConfigError(
-            "train.precision (bf16) needs float32 master weights, which ZeRO stage 0 does not keep; "
-            "set parallel.zero=1, or train.precision=fp32"
-        )
     if config.data.packing == "contiguous":
         check_carried(config.model)
     vocabulary = manifest.tokenizer.vocabulary
@@ -181,6 +178,25 @@ def check(config: RunConfig, world_size: int, manifest: Manifest) -> None:
         )
     # refuses an empty split, sources shorter than a sequence, and settings of the order that cannot work
     TokenStream(manifest, "train", config.data, config.seed, config.train.batch)
+
+
+def check_ranks(config: RunConfig, world_size: int) -> None:
+    """The laws between model, settings of training and ranks, whatever the dataset. Raises ConfigError."""
+    config.model.check("model")
+    config.train.check()
+    config.parallel.check()
+    check_sequence(config, world_size)
+    _check_batch(config.train, data_ranks(config, world_size))
+    if config.train.precision == "bf16" and config.parallel.zero == 0:
+        raise ConfigError(
+            "train.precision (bf16) needs float32 master weights, which ZeRO stage 0 does not keep; "
+            "set parallel.zero=1, or train.precision=fp32"
+        )
+    if config.parallel.offload != "none" and config.train.optimizer.kind == "muon":
+        raise ConfigError(
+            f"parallel.offload ({config.parallel.offload}) keeps gradients in host memory, where Muon's ranks cannot exchange "
+            "matrices; use train.optimizer.kind=adamw, or parallel.offload=none"
+        )
 
 
 def check_sequence(config: RunConfig, world_size: int) -> None:

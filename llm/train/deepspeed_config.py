@@ -1,6 +1,6 @@
-"""The one place that knows DeepSpeed's config: RunConfig -> its dict, and the optimizer with its parameter groups.
+"""The one place that knows DeepSpeed's config: RunConfig -> its dict.
 
-bf16 at stages 1 and 2: no `bf16` section, which would cast every parameter. We cast the model (llm/train/precision.py), pinned
+bf16 at stages 1 and 2: no `bf16` section, which would cast every parameter. We cast the model (llm/train/precision.py); pinned
 parameters stay float32 in a group of their own, ZeRO keeps float32 masters of all. At stage 3, where mixed dtypes are refused,
 `torch_autocast` with float32 parameters, gathered in bf16. Gradients are accumulated in float32 everywhere.
 """
@@ -8,12 +8,13 @@ parameters stay float32 in a group of their own, ZeRO keeps float32 masters of a
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from llm.init import ROLES, parameter_roles
+from llm.cost import model_cost
 from llm.model import Decoder
 from llm.parallel import Ranks
-from llm.train.config import OptimizerConfig, RunConfig, accumulation_of, micro_batch_of
+from llm.train.config import RunConfig, accumulation_of, micro_batch_of
+from llm.train.engine_bytes import bucket_size
 from llm.train.precision import casts_model
 
 
@@ -28,7 +29,11 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
         "gradient_accumulation_steps": accumulation,
         # at stage 0 the loop clips, because DeepSpeed would keep the norm to itself
         "gradient_clipping": (config.train.clip or 0.0) if stage else 0.0,
-        "zero_optimization": zero_section(stage),
+        "zero_optimization": zero_section(
+            stage, model_cost(config.model, config.data.sequence_length).parameters, config.parallel.offload
+        ),
+        # torch's fused AdamW runs on CPUs too, and needs no build as DeepSpeed's does
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1 << 60,
         "wall_clock_breakdown": False,
     }
@@ -40,55 +45,51 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
         settings["torch_autocast"] = {
             "enabled": True,
             "dtype": "bfloat16",
-            "lower_precision_safe_modules": ["torch.nn.Linear"],
+            # by role instead, in `prepare`
+            "lower_precision_safe_modules": [],
         }
     return settings
 
 
-def zero_section(stage: int) -> dict[str, Any]:
-    """Settings of ZeRO."""
+def zero_section(stage: int, parameters: int, offload: str) -> dict[str, Any]:
+    """Settings of ZeRO. Its bucket is taken whole at every backward pass, so it is never larger than the model's gradients."""
     if stage == 0:
         return {"stage": 0}
-    return {
+    section: dict[str, Any] = {
         "stage": stage,
+        "reduce_bucket_size": bucket_size(parameters),
         "overlap_comm": torch.cuda.is_available(),
         "contiguous_gradients": True,
+        # in the order of parameters, and one flat tensor per group: as llm/train/layout.py has it
         "round_robin_gradients": False,
+        "sub_group_size": 10**12,
     }
-
-
-def create_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """torch's fused AdamW: the same element-wise arithmetic at every stage, on CPU and CUDA, without a build."""
-    return torch.optim.AdamW(
-        parameter_groups(config, model),
-        lr=config.lr,
-        betas=(config.betas[0], config.betas[1]),
-        eps=config.eps,
-        weight_decay=0.0,
-        fused=True,
-    )
-
-
-def parameter_groups(config: OptimizerConfig, model: nn.Module) -> list[dict[str, Any]]:
-    """Groups by role: matrices that decay; the rest; and the rest that is kept in float32. ZeRO flattens each group by itself."""
-    roles = parameter_roles(model)
-    kinds: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        role = ROLES[roles[name]]
-        kinds.setdefault((role.weight_decay, role.float32), []).append(parameter)
-    return [
-        {"params": parameters, "weight_decay": config.weight_decay if decays else 0.0}
-        for (decays, _), parameters in sorted(kinds.items(), key=lambda kind: kind[0], reverse=True)
-    ]
+    if offload == "optimizer":
+        section["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return section
 
 
 class LossOnly(nn.Module):
-    """The decoder as the engine runs it: the summed loss, a scalar, comes out, and the state where it is carried on."""
+    """The decoder as the engine runs it: the summed loss, a scalar, comes out, and the state where it is carried on.
 
-    def __init__(self, decoder: Decoder, ranks: Ranks | None = None):
+    Without labels, logits and state, of a sequence that this rank has to itself.
+    z_sum: with a z-loss, the sum of log^2 Z over the micro-batches since `take_z_sum`.
+    """
+
+    def __init__(self, decoder: Decoder, ranks: Ranks | None = None, z_loss: float = 0.0):
         super().__init__()
-        self.decoder, self.ranks = decoder, ranks
+        self.decoder, self.ranks, self.z_loss = decoder, ranks, z_loss
+        self.z_sum: Tensor | None = None
 
     def forward(self, tokens_BT, labels_BT, docs, state=None, carry=False):
-        out = self.decoder(tokens_BT, state, docs, labels_BT, ranks=self.ranks)
+        if labels_BT is None:
+            out = self.decoder(tokens_BT, state, docs)
+            return out.logits, out.state
+        out = self.decoder(tokens_BT, state, docs, labels_BT, ranks=self.ranks, z_loss=self.z_loss)
+        if self.z_loss and self.training:
+            self.z_sum = out.z_sum if self.z_sum is None else self.z_sum + out.z_sum
         return (out.loss_sum, out.state) if carry else out.loss_sum
+
+    def take_z_sum(self) -> Tensor | None:
+        z_sum, self.z_sum = self.z_sum, None
+        return z_sum

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 from torch import Tensor
 
 from llm.data import Batch
@@ -12,29 +13,43 @@ from llm.model import Decoder
 from llm.parallel import Ranks
 from llm.train.carried import Carried
 from llm.train.config import RunConfig
-from llm.train.deepspeed_config import LossOnly, create_optimizer, deepspeed_config
-from llm.train.precision import cast_model, casts_model
+from llm.train.deepspeed_config import LossOnly, deepspeed_config
+from llm.train.optimizer import create_optimizer, set_rates
+from llm.train.precision import prepare
+from llm.train.report import report_parameters
+from llm.train.run_folder import RunFolder
 from llm.train.world import World
 
 
 class StepResult(NamedTuple):
-    """loss_sum: nats of this rank. scored: labels of all ranks. grad_norm: global, unclipped. votes: yeses of all ranks."""
+    """loss_sum: nats of this rank. scored: labels of all ranks. grad_norm: global, unclipped. votes: yeses of all ranks.
+    z_sum: with a z-loss, log^2 Z summed over this rank's scored labels.
+    """
 
     loss_sum: Tensor
     scored: Tensor
     grad_norm: Tensor | float
     votes: Tensor
+    z_sum: Tensor | None = None
 
 
-def create_engine(config: RunConfig, world: World, ranks: Ranks | None = None) -> Any:
-    """The engine with initial weights, which depend on the seed alone. ranks: those that share sequences; None: none does."""
+def create_engine(config: RunConfig, world: World, ranks: Ranks | None = None, folder: RunFolder | None = None) -> Any:
+    """The engine with initial weights, which depend on the seed alone. ranks: those that share sequences; None: none does.
+    folder: where the parameters' report goes.
+    """
     decoder = Decoder.create(config.model, config.seed, world.device)
     decoder.checkpoint_activations = config.train.activation_checkpointing
-    if casts_model(config):
-        cast_model(decoder)
-    optimizer = create_optimizer(config.train.optimizer, decoder)
+    prepare(decoder, config)
+    optimizer = create_optimizer(
+        config.train.optimizer, decoder, config.parallel.zero, config.train.precision, config.seed, config.model.width_ratio
+    )
+    if folder is not None and world.first:
+        report_parameters(decoder, optimizer, folder)
     settings = deepspeed_config(config, world.size)
-    engine, *_ = deepspeed.initialize(model=LossOnly(decoder, ranks), optimizer=optimizer, config=settings)
+    if type(optimizer) not in ZERO_SUPPORTED_OPTIMIZERS:
+        # ours are tested at every stage (tests/train); without this DeepSpeed warns or refuses
+        ZERO_SUPPORTED_OPTIMIZERS.append(type(optimizer))
+    engine, *_ = deepspeed.initialize(model=LossOnly(decoder, ranks, config.train.z_loss), optimizer=optimizer, config=settings)
     return engine
 
 
@@ -47,6 +62,7 @@ def optimizer_step(
     votes: Sequence[bool] = (),
     carried: Carried | None = None,
     before_update: Callable[[], None] = lambda: None,
+    step: int = 0,
 ) -> StepResult:
     """Gradients of (sum of nats over all tokens / scored labels of all ranks and micro-batches), then one update.
 
@@ -55,6 +71,7 @@ def optimizer_step(
     of every gradient.
 
     votes: what else the ranks have to agree on, counted in the same all-reduce. before_update: called when gradients are there.
+    step: counted from 1, it keys gradient noise.
     """
     device = world.device
     counts = torch.cat([sum_scored(micro_batches)[None], torch.tensor(votes, dtype=torch.int64)])
@@ -72,11 +89,12 @@ def optimizer_step(
         loss_sum += loss.detach()
         engine.backward(loss * scale, scale_wrt_gas=False)
         grad_norm = clip_gradients(engine, clip) if updates_now(engine) else None
-        set_learning_rate(engine, lr)
+        set_rates(engine.optimizer, lr, step)
         if k == len(micro_batches) - 1:
             before_update()
         engine.step()
-    return StepResult(loss_sum, scored, engine.get_global_grad_norm() if grad_norm is None else grad_norm, counts[1:])
+    norm = engine.get_global_grad_norm() if grad_norm is None else grad_norm
+    return StepResult(loss_sum, scored, norm, counts[1:], engine.module.take_z_sum())
 
 
 def sum_scored(micro_batches: list[Batch]) -> Tensor:
@@ -92,8 +110,3 @@ def updates_now(engine: Any) -> bool:
 def clip_gradients(engine: Any, clip: float | None) -> Tensor:
     """The global norm of the averaged gradients, which are scaled down to `clip`."""
     return torch.nn.utils.clip_grad_norm_(engine.module.parameters(), float("inf") if clip is None else clip)
-
-
-def set_learning_rate(engine: Any, lr: float) -> None:
-    for group in engine.optimizer.param_groups:
-        group["lr"] = lr

@@ -12,6 +12,7 @@ from llm.errors import CheckpointError, ConfigError
 from llm.model import Decoder
 from llm.train import checkpoint_files as files
 from llm.train.config import RunConfig
+from llm.train.precision import cast_model
 from llm.train.run_folder import RunFolder, read_config
 from llm.train.shards import Pieces, Wanted, fill, same_shapes
 
@@ -27,11 +28,14 @@ class CheckpointInfo:
     tokenizer: Path
 
 
-def load_model(run_or_checkpoint: str | Path, device: torch.device | str = "cpu") -> tuple[Decoder, RunConfig, CheckpointInfo]:
-    """The decoder with float32 weights in eval mode, the run's config, and which checkpoint it is.
+def load_model(
+    run_or_checkpoint: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[Decoder, RunConfig, CheckpointInfo]:
+    """The decoder in eval mode, the run's config, and which checkpoint it is.
 
     Args:
         run_or_checkpoint: a run folder, of which the newest whole checkpoint is taken, or a checkpoint folder.
+        dtype: of the weights; in bfloat16, those whose role is kept in float32 stay so.
 
     Raises:
         CheckpointError: neither of the two, or damaged. ConfigError: a device that is not here.
@@ -47,6 +51,11 @@ def load_model(run_or_checkpoint: str | Path, device: torch.device | str = "cpu"
         raise CheckpointError(
             f"{checkpoint} does not hold the model of its config.yaml: {wrong}; take another checkpoint of the run"
         )
+    # before there is memory: files are read piece by piece into the dtype that is wanted
+    if dtype == torch.bfloat16:
+        cast_model(model)
+    else:
+        model.to(dtype)
     model.to_empty(device=device)
     fill(pieces, [Wanted(name, 0, parameter.detach().view(-1)) for name, parameter in model.named_parameters()])
     return model.eval(), config, info

@@ -10,11 +10,12 @@ import torch.distributed as dist
 
 from llm.cost import model_cost
 from llm.data import Batches, HeldOutBatches, Manifest, TokenStream
-from llm.errors import DataError
+from llm.errors import ConfigError, DataError
 from llm.parallel import Ranks
+from llm.train.branch import branch_point
 from llm.train.carried import Carried
 from llm.train.checkpoint import load_checkpoint, newest_whole
-from llm.train.config import RunConfig, accumulation_of, data_ranks, micro_batch_of
+from llm.train.config import RunConfig, accumulation_of, data_ranks, micro_batch_of, repeated_reductions
 from llm.train.engine import create_engine, optimizer_step
 from llm.train.fragments import to_save
 from llm.train.init_from import start_from
@@ -24,6 +25,8 @@ from llm.train.plot import plot_loss
 from llm.train.run_folder import RunFolder
 from llm.train.save import Saver
 from llm.train.schedule import learning_rate
+from llm.train.scheduled import Evaluation
+from llm.train.sent import Sent
 from llm.train.stop import StopRequest
 from llm.train.validate import SPLIT, validate
 from llm.train.world import World
@@ -34,7 +37,7 @@ BACKWARD_AND_FORWARD = 3
 @dataclass
 class Run:
     """All that the loop holds. carried: states from step to step, if they are. held_out: None when the dataset has no validation
-    split. writer: on the first rank.
+    split. evaluate: what `train.evaluate` asks for. writer: on the first rank.
     """
 
     config: RunConfig
@@ -44,20 +47,24 @@ class Run:
     batches: Batches
     carried: Carried | None
     held_out: HeldOutBatches | None
+    evaluate: Evaluation | None
     meter: Meter
+    sent: Sent
     writer: Writer | None
     saver: Saver
     step: int
 
 
-def train(config: RunConfig, folder: RunFolder, world: World, manifest: Manifest) -> int:
+def train(config: RunConfig, folder: RunFolder, world: World, manifest: Manifest, evaluate: Evaluation | None = None) -> int:
     """Train from scratch or from the newest whole checkpoint, to the last step or a stop signal. Returns the step reached.
 
     The process group is up, `config` is checked, its precision resolved. Raises DataError, CheckpointError.
     """
     checkpoint, passed_over = newest_whole(folder.checkpoints, world)
+    if checkpoint is None and config.branch_from is not None:
+        checkpoint, passed_over = branch_point(config.branch_from, world)
     ranks = sequence_ranks(config, world)
-    engine = create_engine(config, world, ranks)
+    engine = create_engine(config, world, ranks, folder)
     stream = TokenStream(manifest, "train", config.data, config.seed, config.train.batch)
     step, consumed = 0, 0
     if checkpoint is not None:
@@ -66,9 +73,12 @@ def train(config: RunConfig, folder: RunFolder, world: World, manifest: Manifest
         stream.check_state(progress["data"])
         step, consumed = progress["step"], progress["data"]["consumed"]
         say(world, *passed_over, f"resuming from {checkpoint}, loaded in {time.perf_counter() - began:.1f} s")
+        if step > config.train.steps:
+            raise ConfigError(f"train.steps ({config.train.steps}) must be at least {step}, the step of {checkpoint}; raise it")
     elif config.init_from is not None:
         say(world, f"starting from the weights of {start_from(engine, config, folder, world)}")
     say(world, *stream.repetitions(config.train.steps * config.train.batch), *unscored_rows(config, world.size))
+    say(world, *repeated_reductions(config, world.size))
     rank, part = place(config, world)
     readers, micro_batch = data_ranks(config, world.size), micro_batch_of(config, world.size)
     batches = Batches(stream, config.train.batch, rank, readers, micro_batch, consumed, part)
@@ -79,7 +89,8 @@ def train(config: RunConfig, folder: RunFolder, world: World, manifest: Manifest
         carried = Carried.of(config, batches)
         if carried is not None and checkpoint is not None:
             carried.load(checkpoint, world)
-        run = Run(config, folder, world, engine, batches, carried, held_out, create_meter(config, world), writer, saver, step)
+        meter, sent = create_meter(config, world), Sent(world, ranks)
+        run = Run(config, folder, world, engine, batches, carried, held_out, evaluate, meter, sent, writer, saver, step)
         with StopRequest() as stop:
             loop(run, stop)
         return run.step
@@ -103,8 +114,9 @@ def loop(run: Run, stop: StopRequest) -> None:
         micro_batches = next(run.batches)
         data_wait = time.perf_counter() - waiting
         lr = learning_rate(settings.schedule, settings.optimizer.lr, run.step, settings.steps)
-        votes = (bool(stop), *run.saver.votes())
-        result = optimizer_step(run.engine, micro_batches, lr, settings.clip, run.world, votes, run.carried, run.saver.copied)
+        votes, copied = (bool(stop), *run.saver.votes()), run.saver.copied
+        with run.sent:
+            result = optimizer_step(run.engine, micro_batches, lr, settings.clip, run.world, votes, run.carried, copied, run.step)
         run.meter.add(result, data_wait)
         saving = last or due(run.step, settings.checkpoint_every)
         logging = saving or due(run.step, settings.log_every)
@@ -113,28 +125,31 @@ def loop(run: Run, stop: StopRequest) -> None:
         run.saver.settle(written, failed)
         stopping = stops > 0
         validating = last or due(run.step, settings.validate_every)
-        if logging or stopping or validating:
-            report(run, lr, validating)
+        evaluating = run.evaluate is not None and due(run.step, settings.evaluate.every)
+        if logging or stopping or validating or evaluating:
+            report(run, lr, validating, evaluating)
         if saving or stopping:
             held = to_save(run.engine, run.world.rank, run.world.size)
             run.saver.save(held, run.step, run.batches.state(), run.carried, last=last or stopping)
         if stopping:
             say(run.world, f"stopped at step {run.step} on request; continue with `pretrain.py {run.folder.path}`")
             break
-        if logging or validating:
+        if logging or validating or evaluating:
             run.meter.skip()
     if run.writer is not None:
         run.writer.close()
 
 
-def report(run: Run, lr: float, validating: bool) -> None:
-    """Write a record, with validation where it is due; then the loss curve is drawn anew."""
-    record = run.meter.read(run.step, lr) | run.saver.stall()
+def report(run: Run, lr: float, validating: bool, evaluating: bool) -> None:
+    """Write a record, with validation and evaluation where they are due; then the loss curve is drawn anew."""
+    record = run.meter.read(run.step, lr) | run.sent.read() | run.saver.stall()
     if run.config.data.on_corrupt == "substitute":
         # damaged sequences that other ones stand for, of all ranks since this start
         record["substituted"] = run.world.sum(torch.tensor(run.batches.stream.substituted, device=run.world.device)).item()
     if validating and run.held_out is not None:
         record |= validate(run.engine, run.held_out, run.world)
+    if evaluating and run.evaluate is not None:
+        record |= run.evaluate(run.engine, run.step)
     if run.writer is None:
         return
     run.writer.write(record)

@@ -28,11 +28,14 @@ class Meter:
 
     def _restart(self) -> None:
         self.loss_sum: Tensor | float = 0.0
+        self.z_sum: Tensor | float = 0.0
         self.scored: Tensor | float = 0.0
         self.steps, self.data_wait, self.start = 0, 0.0, time.perf_counter()
 
     def add(self, result: StepResult, data_wait: float) -> None:
         self.loss_sum, self.scored = self.loss_sum + result.loss_sum, self.scored + result.scored
+        if result.z_sum is not None:
+            self.z_sum = self.z_sum + result.z_sum
         self.grad_norm = result.grad_norm
         self.steps, self.data_wait = self.steps + 1, self.data_wait + data_wait
 
@@ -53,6 +56,8 @@ class Meter:
             "seconds_per_step": seconds / self.steps,
             "data_wait": self.data_wait / seconds,
         }
+        if isinstance(self.z_sum, Tensor):
+            record["log_z_squared"] = float(self.world.sum(self.z_sum)) / max(1.0, float(self.scored))
         self._restart()
         return record
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
+from torch import nn
 
 from llm.init import ROLES, parameter_roles
 from llm.model import Decoder
@@ -36,14 +37,30 @@ def computes_in_bf16(device: torch.device) -> bool:
 
 
 def casts_model(config: RunConfig) -> bool:
-    """Whether weights live in bf16 (`cast_model`): bf16 at stages 1 and 2. Stage 3 keeps them fp32 and autocasts."""
+    """Whether weights live in bf16: bf16 at stages 1 and 2. Stage 3 keeps them fp32 and autocasts."""
     return config.train.precision == "bf16" and config.parallel.zero < AUTOCAST_STAGE
+
+
+def prepare(model: Decoder, config: RunConfig) -> None:
+    """For bf16 at stages 1 and 2 parameters become bf16, at stage 3 they are gathered and reduced in it; except those whose role is
+    kept in float32.
+    """
+    if casts_model(config):
+        cast_model(model)
+    elif config.train.precision == "bf16":
+        for parameter in unpinned(model):
+            # what DeepSpeed's `lower_precision_safe_modules` sets on parameters of whole classes of modules
+            parameter.comm_dtype = torch.bfloat16  # type: ignore[attr-defined]
 
 
 @torch.no_grad()
 def cast_model(model: Decoder) -> None:
     """Parameters to bf16, except those whose role is kept in float32."""
+    for parameter in unpinned(model):
+        parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def unpinned(model: Decoder) -> list[nn.Parameter]:
+    """Those whose role is not kept in float32."""
     roles = parameter_roles(model)
-    for name, parameter in model.named_parameters():
-        if not ROLES[roles[name]].float32:
-            parameter.data = parameter.data.to(torch.bfloat16)
+    return [parameter for name, parameter in model.named_parameters() if not ROLES[roles[name]].float32]

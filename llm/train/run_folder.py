@@ -5,7 +5,7 @@ runs/NAME/  config.yaml       resolved; resuming needs no other file
             checkpoints/      step-N/ and `latest`, which names the newest
             tokenizer.json    of the data trained on
             versions.json     of packages, and the state of git
-            report/           loss.png;  tensorboard/
+            report/           loss.png, parameters.json;  tensorboard/
 """
 
 import json
@@ -25,6 +25,8 @@ from llm.data import Manifest
 from llm.data.remote import CacheConfig
 from llm.errors import CheckpointError, ConfigError
 from llm.train.config import RunConfig, build_config
+from llm.train.schedule import ScheduleConfig
+from llm.train.scheduled import EvaluateConfig
 
 # Settings that change nothing of what is computed, but for the order of sums: they may differ when a run goes on.
 FREE = {
@@ -46,8 +48,11 @@ FREE = {
     "parallel.sequence",
     "parallel.mode",
     "train.peak_flops",
+    *(f"train.evaluate.{field.name}" for field in fields(EvaluateConfig)),
     "train.tensorboard",
 }
+# Settings that a run may go on with changed, or branch off with: what lies ahead, not what was computed.
+AHEAD = {"train.steps", *(f"train.schedule.{field.name}" for field in fields(ScheduleConfig))}
 PACKAGES = ("braid-lm", "torch", "deepspeed", "omegaconf", "tokenizers", "webdataset", "numpy")
 
 
@@ -93,18 +98,22 @@ class RunFolder:
         """Raises CheckpointError when there is no run here, ConfigError when its config is none of this release."""
         return read_config(self.config)
 
-    def check_same(self, config: RunConfig) -> None:
-        """Raise ConfigError when a run is here whose config computes something else, or where no run can be."""
+    def check_same(self, config: RunConfig) -> list[str]:
+        """A sentence for settings ahead that change. Raise ConfigError when a run is here whose config computes something else, or
+        where no run can be.
+        """
         if not self.config.is_file():
             self._check_place()
-            return
-        differing = differences(self.read_config(), config)
+            return []
+        old = self.read_config()
+        differing = differences(old, config)
         if differing:
-            shown = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in differing.items())
             raise ConfigError(
-                f"{self.path} holds a run with another config ({shown}); resume that run with `pretrain.py {self.path}`, "
-                "or start a new one with name=ANOTHER"
+                f"{self.path} holds a run with another config ({shown(differing)}); resume that run with "
+                f"`pretrain.py {self.path}`, or start a new one with name=ANOTHER"
             )
+        ahead = differences(old, config, FREE)
+        return [f"{self.path} goes on with changed settings ({shown(ahead)})"] if ahead else []
 
     def _check_place(self) -> None:
         """Raise ConfigError when no folder can be made here."""
@@ -130,11 +139,15 @@ def read_config(path: Path) -> RunConfig:
     return build_config(OmegaConf.to_container(OmegaConf.load(path)))  # type: ignore[arg-type]
 
 
-def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Settings that differ and matter, by their dotted path: (old, new)."""
+def differences(old: RunConfig, new: RunConfig, free: set[str] = FREE | AHEAD) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ and are not free to, by their dotted path: (old, new)."""
     before, after = flat(asdict(old)), flat(asdict(new))
-    keys = [key for key in {**before, **after} if key not in FREE]
+    keys = [key for key in {**before, **after} if key not in free]
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
+
+
+def shown(differing: dict[str, tuple[Any, Any]]) -> str:
+    return "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in differing.items())
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:

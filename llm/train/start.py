@@ -3,7 +3,7 @@
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,16 +12,22 @@ import torch
 from llm.cost import model_cost
 from llm.data import Manifest
 from llm.errors import ConfigError, DataError
+from llm.train.branch import check_branch
 from llm.train.checkpoint_files import FILES, checkpoints
 from llm.train.config import RunConfig, check, load_config
 from llm.train.init_from import check_source
 from llm.train.precision import resolved
-from llm.train.run_folder import FREE, RunFolder
+from llm.train.run_folder import AHEAD, FREE, RunFolder
+from llm.train.scheduled import Evaluation
 from llm.train.world import World
 
+Plan = Callable[[RunConfig, RunFolder, World], Evaluation]
 
-def pretrain(words: Sequence[str]) -> int:
+
+def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> int:
     """`FILE.yaml... key.path=value...` starts a run, or goes on with it; `runs/NAME` goes on. Returns the step reached.
+
+    plan_evaluation: makes what `train.evaluate` asks for.
 
     RANK, WORLD_SIZE and LOCAL_RANK are set. Everything that can be refused is refused before the process group starts.
 
@@ -33,7 +39,11 @@ def pretrain(words: Sequence[str]) -> int:
     manifest = config.data.load_manifest()
     check(config, world.size, manifest)
     config, why = resolved(config, world.device)
-    folder.check_same(config)
+    changed = folder.check_same(config)
+    check_branch(config)
+    evaluate = plan_evaluation(config, folder, world) if plan_evaluation and config.train.evaluate.every else None
+    if evaluate is None and config.train.evaluate.every:
+        raise ConfigError(f"train.evaluate.every ({config.train.evaluate.every}) needs evaluations; start with launch/pretrain.py")
     # one rank is enough to read the headers
     if world.first and config.init_from is not None and not checkpoints(folder.checkpoints):
         check_source(config)
@@ -52,8 +62,9 @@ def pretrain(words: Sequence[str]) -> int:
             world,
             f"{folder.path}: {parameters:,} parameters, ZeRO {config.parallel.zero}, {world.size} rank(s) on {world.device.type}",
             why,
+            *changed,
         )
-        step = train(config, folder, world, manifest)
+        step = train(config, folder, world, manifest, evaluate)
         say(world, f"{folder.path}: step {step} of {config.train.steps}; loss curve in {folder.report / 'loss.png'}")
         return step
     finally:
@@ -81,11 +92,11 @@ def plan(words: Sequence[str]) -> tuple[RunConfig, RunFolder]:
         config = load_config(words)
         return config, RunFolder.of(config)
     folder, overrides = RunFolder(Path(folders[0])), [word for word in words if word != folders[0]]
-    refused = [word for word in overrides if word.partition("=")[0] not in FREE]
+    refused = [word for word in overrides if word.partition("=")[0] not in FREE | AHEAD]
     if len(folders) > 1 or refused:
         raise ConfigError(
             f"{folder.path} resumes with its own config, so {(refused or folders)[-1]!r} cannot be given with it; "
-            f"leave it out (only {', '.join(sorted(FREE - {'runs'}))} may change)"
+            f"leave it out (only {', '.join(sorted(FREE - {'runs'} | AHEAD))} may change)"
         )
     if (folder.path / FILES).is_file():
         run = folder.path.resolve().parents[1]

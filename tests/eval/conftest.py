@@ -1,17 +1,21 @@
 """A small dataset and an untrained braid to be measured on it."""
 
+import os
 import random
 from pathlib import Path
 
 import pytest
+import torch
 
 from data_prep.bpe import train_bpe
-from eval.subject import Subject
+from eval.models.braid import BraidModel
+from eval.subject import Subject, Trained
 from llm.config import build
 from llm.data import DataConfig
 from llm.data.manifest import Source
 from llm.data.write import DatasetWriter
 from llm.model import Decoder, ModelConfig, model_kinds
+from llm.train.world import World
 
 VOCABULARY = 300
 LAYERS = {
@@ -38,4 +42,16 @@ def subject(tmp_path_factory) -> Subject:
     values = {"width": 16, "depth": 3, "vocab_size": VOCABULARY, "layers": LAYERS, "pattern": ["r", "w", "f"]}
     model = Decoder.create(build(ModelConfig, values, model_kinds("")), seed=0).double()
     data = DataConfig(str(manifest.root), sequence_length=16)
-    return Subject(model, manifest, data, 0, 8, 40, folder / "report", {"run": "test", "step": 5})
+    origin = {"tokenizer": manifest.tokenizer.sha256}
+    language_model = BraidModel(model, manifest.tokenizer_path, window=16)
+    world = World(0, 1, torch.device("cpu"))
+    return Subject("test", language_model, folder / "report", origin, world, data, Trained(data, 0, 8, 40))
+
+
+@pytest.fixture(autouse=True)
+def same_environment():
+    """The command settles ranks in the process's own environment."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from eval.bigram import BigramConfig, bigram, distinct, fit
-from eval.held_out import held_out
+from eval.texts import TextConfig, read_texts
 from llm.data import TokenStream
 
 
@@ -49,18 +49,18 @@ def test_padding_is_no_token():
 
 def test_it_counts_what_was_trained_on_and_scores_the_same_text(subject):
     found = bigram(subject, BigramConfig())
-    stream = TokenStream(subject.manifest, "train", subject.data, subject.seed)
-    read = distinct(stream, subject.consumed)
+    stream = TokenStream(subject.manifest(), "train", subject.dataset, subject.trained.seed)
+    read = distinct(stream, subject.trained.consumed)
     rows = stream.rows(read)
-    texts = held_out(subject.manifest, "validation", None, None, 0)
+    texts = read_texts(subject, TextConfig())
     pairs = np.stack([rows.tokens, rows.labels], -1).reshape(-1, 2)
     pairs = pairs[pairs[:, 1] >= 0]
-    probability = slow(pairs.tolist(), subject.model.config.vocab_size)
+    probability = slow(pairs.tolist(), subject.model.vocab_size)
     nats = -sum(math.log(probability(v, w)) for d in texts.tokens for v, w in zip(d.tolist(), d.tolist()[1:], strict=False))
-    assert found["nats_per_token"]["value"] == pytest.approx(nats / texts.scored.sum(), rel=1e-10)
-    assert found["fitted_on"]["pairs"] == len(pairs) > 0
+    assert found.figures["nats_per_token"].value == pytest.approx(nats / texts.scored.sum(), rel=1e-10)
+    assert found.details["fitted_on"]["pairs"] == len(pairs) > 0
 
 
 def test_a_second_epoch_is_counted_once(subject):
-    stream = TokenStream(subject.manifest, "train", subject.data, subject.seed)
+    stream = TokenStream(subject.manifest(), "train", subject.dataset, subject.trained.seed)
     assert len(distinct(stream, 3 * len(stream))) == len(stream)

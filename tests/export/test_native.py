@@ -126,6 +126,13 @@ def test_what_would_be_lost_is_refused(target, settings, reason, tokenizer, tmp_
     assert not list(tmp_path.iterdir())
 
 
+def test_logits_that_are_scaled_are_refused():
+    layers, settings = patterns.NATIVE["llama"]
+    scaled = patterns.model(layers, **settings, mup_base_width=16).config
+    assert native.losses("llama", scaled) == ["mup_base_width (16), which scales the logits, would be None"]
+    assert not native.losses("llama", patterns.model(layers, **settings, mup_base_width=32).config)
+
+
 def test_targets_that_make_no_sense(tokenizer, tmp_path):
     model = patterns.model([patterns.layer("retention")])
     for target, words in {"lama": "did you mean 'llama'", "mamba2": "no layers of retention"}.items():

@@ -47,6 +47,8 @@ def template(tmp_path_factory) -> Path:
         "text/a.txt": b"to be or not to be\n" * 9,
         "binary/a.bin": bytes(range(256)),
         "binary/b": b"",
+        "wrong.jsonl": b'{"text": "a"}\n{"txt": "b"}\n',
+        "suite.yaml": b"tasks: {perplexity: 5}\n",
     }
     for name, inside in found.items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -105,7 +107,7 @@ def refused(main, words: list[str], sentence: str, folder: Path, capsys) -> None
         (pretrain.main, ["nowhere.yaml"], "config file nowhere.yaml does not exist"),
         (pretrain.main, ["data"], "neither a run folder nor a checkpoint"),
         (pretrain.main, [LEFT], "is a checkpoint; resume its run"),
-        (pretrain.main, ["runs/old", "train.steps=99"], "resumes with its own config"),
+        (pretrain.main, ["runs/old", "train.batch=99"], "resumes with its own config"),
         (pretrain.main, [*TINY, "train.stepz=3"], "Did you mean: 'steps'"),
         (pretrain.main, [*TINY, "=3"], "names no key"),
         (pretrain.main, [*TINY, "train.steps=[1"], "is not an override"),
@@ -134,13 +136,30 @@ def refused(main, words: list[str], sentence: str, folder: Path, capsys) -> None
             ["configs/exp/tiny.yaml", "parallel.sequence=3"],
             "data.sequence_length (64) must be a multiple of parallel.sequence (3); use 63 or 66",
         ),
+        (describe.main, ["configs/exp/tiny.yaml", "ranks=0"], "ranks (0) is how many processes train"),
+        (
+            describe.main,
+            ["configs/exp/tiny.yaml", "parallel.sequence=4", "ranks=6"],
+            "parallel.sequence (4) must divide the ranks (6); use one of [1, 2, 3, 6]",
+        ),
         (describe.main, ["runs/old"], "runs/old is a folder"),
-        (evaluate.main, ["--run", "nowhere", "perplexity"], "holds no checkpoint"),
-        (evaluate.main, ["--run", "runs/old", "perplexty"], "did you mean 'perplexity'"),
-        (evaluate.main, ["--run", "runs/old", "perplexity", "max_token=5"], "Did you mean one of: 'max_tokens'"),
-        (evaluate.main, ["--run", "runs/old", "perplexity", "split=test"], "split 'test'"),
-        (evaluate.main, ["--run", "runs/old", "perplexity", "seed=-1"], "seed (-1)"),
-        (evaluate.main, ["--run", "runs/old", "--device", "toaster", "perplexity"], "device (toaster) is not on this machine"),
+        (evaluate.main, ["--model", "nowhere", "perplexity"], "model (nowhere) does not exist"),
+        (evaluate.main, ["--model", "runs/old", "perplexty"], "did you mean 'perplexity'"),
+        (evaluate.main, ["--model", "runs/old", "perplexity", "max_token=5"], "Did you mean one of: 'max_tokens'"),
+        (evaluate.main, ["--model", "runs/old", "perplexity", "split=test"], "split 'test'"),
+        (evaluate.main, ["--model", "runs/old", "perplexity", "text=nowhere"], "text (nowhere) does not exist"),
+        (evaluate.main, ["--model", "runs/old", "perplexity", "text=binary"], "is no text in UTF-8"),
+        (evaluate.main, ["--model", "runs/old", "perplexity", "text=binary/b"], "holds no text to score"),
+        (evaluate.main, ["--model", "runs/old", "perplexity", "text=wrong.jsonl"], "wrong.jsonl, line 2"),
+        (evaluate.main, ["--model", "runs/old", "--model", "runs/old", "perplexity"], "model (runs/old) is given twice"),
+        (evaluate.main, ["--model", "mine", "perplexity"], "holds no checkpoint"),
+        (evaluate.main, ["--model", "text", "perplexity,bigram", "lane=3"], "setting (lane=3) is of none of perplexity, bigram"),
+        (evaluate.main, ["perplexity"], "name it with --model PATH"),
+        (evaluate.main, ["number.yaml"], "include (5) must name files"),
+        (evaluate.main, ["suite.yaml"], "tasks.perplexity (5) must hold settings"),
+        (evaluate.main, ["max_tokens=5"], "no task is named"),
+        (evaluate.main, ["--model", "runs/old", "perplexity", "seed=-1"], "seed (-1)"),
+        (evaluate.main, ["--model", "runs/old", "--device", "toaster", "perplexity"], "device (toaster) is not on this machine"),
         (generate.main, ["hollow", "--prompt", "x"], "holds no checkpoint"),
         (generate.main, ["runs/old", "--temperature", "nan"], "temperature (nan)"),
         (generate.main, ["runs/old", "--seed", str(1 << 70)], "seed"),
@@ -204,7 +223,7 @@ def test_a_flipped_byte_of_a_shard_is_named(folder, capsys):
     shard = folder / "data/shard-00001.tar"
     flip(shard, member["offset"])
     refused(data.main, ["verify", "data"], "block 0 of the tokens (document 0) is corrupt", folder, capsys)
-    refused(evaluate.main, ["--run", "runs/old", "perplexity"], "shard-00001.tar", folder, capsys)
+    refused(evaluate.main, ["--model", "runs/old", "perplexity"], "shard-00001.tar", folder, capsys)
 
 
 def flip(path: Path, at: int) -> None:

@@ -110,7 +110,8 @@ for dtype, bound in ((torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloa
 @pytest.mark.parametrize("without", ["avx512bf16", pytest.param("avx512f", marks=pytest.mark.slow)])
 def test_processors_with_fewer_instructions_compute_the_same(tmp_path, without):
     settings = environment() | {"CXX": f"g++ -mno-{without}", "XDG_CACHE_HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", OTHER_PROCESSOR], cwd=ROOT, env=settings, capture_output=True, text=True, timeout=100)
+    command = [sys.executable, "-c", OTHER_PROCESSOR]
+    done = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stderr) == (0, "")
     assert list(tmp_path.glob("braid/ops/linear-*.so"))
 

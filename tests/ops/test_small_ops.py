@@ -58,8 +58,9 @@ def test_convolution_is_a_padded_conv1d():
 
 
 @pytest.mark.parametrize("cap", [None, 2.0])
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
 @pytest.mark.parametrize("tokens", [1, SLICE, 2 * SLICE + 5])
-def test_cross_entropy_in_slices_is_the_plain_one(tokens, cap):
+def test_cross_entropy_in_slices_is_the_plain_one(tokens, z_loss, cap):
     torch.manual_seed(0)
     hidden = torch.randn(tokens, 16, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(50, 16, dtype=torch.float64, requires_grad=True)
@@ -67,11 +68,15 @@ def test_cross_entropy_in_slices_is_the_plain_one(tokens, cap):
     labels[1::7] = IGNORED
     logits = hidden @ weight.T if cap is None else cap * (hidden @ weight.T / cap).tanh()
     want = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED)
-    got = cross_entropy(hidden, weight, labels, cap)
+    squares = logits.logsumexp(-1)[labels != IGNORED].square().sum()
+    got, got_squares = cross_entropy(hidden, weight, labels, z_loss, cap)
     torch.testing.assert_close(got, want)
+    torch.testing.assert_close(got_squares, squares)
+    assert not got_squares.requires_grad
     with torch.no_grad():
-        torch.testing.assert_close(cross_entropy(hidden, weight, labels, cap), want)
-    for a, b in zip(torch.autograd.grad(3 * got, [hidden, weight]), torch.autograd.grad(3 * want, [hidden, weight]), strict=True):
+        torch.testing.assert_close(cross_entropy(hidden, weight, labels, z_loss, cap), (want, squares))
+    wanted = torch.autograd.grad(3 * (want + z_loss * squares), [hidden, weight])
+    for a, b in zip(torch.autograd.grad(3 * got, [hidden, weight]), wanted, strict=True):
         torch.testing.assert_close(a, b)
 
 

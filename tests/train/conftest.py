@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -11,6 +12,7 @@ from tokenizers.trainers import BpeTrainer
 from llm.data import DOCUMENT_TOKEN, Manifest
 from llm.data.manifest import Source
 from llm.data.write import DatasetWriter
+from llm.testing import run_ranks
 
 VOCABULARY = 257
 MODEL = [
@@ -61,3 +63,12 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 def words(manifest: Manifest, tmp_path: Path) -> Callable[..., list[str]]:
     """The words of a tiny run in `tmp_path`/runs, and more of them."""
     return lambda *more: [*MODEL, *TRAIN, f"data.manifest={manifest.root}", f"runs={tmp_path / 'runs'}", *more]
+
+
+@pytest.fixture(scope="session")
+def on_two_ranks() -> tuple[dict[int, Any], list[dict[str, Any]]]:
+    """What test_precision and test_optimizers ask of two ranks, in one start: that is what takes time."""
+    from tests.train import test_optimizers, test_precision
+
+    stages = test_optimizers.FEW
+    return run_ranks(test_precision.truth_and_cases, 2, stages, test_optimizers.cases(stages), timeout=280)[0]

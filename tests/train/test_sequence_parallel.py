@@ -8,6 +8,9 @@ from llm.data import Manifest
 from llm.errors import ConfigError
 from llm.testing import run_ranks
 from llm.train.config import check, load_config
+from llm.train.metrics import read_metrics
+from llm.train.rehearsal import rehearse
+from llm.train.run_folder import RunFolder
 from tests.train.conftest import MODEL, TRAIN
 from tests.train.test_resume import records, start
 
@@ -77,6 +80,10 @@ def test_a_grid_draws_the_curve_of_one_rank(words, tmp_path: Path, names: list[s
             if "validation_loss" in ours:
                 assert ours["validation_loss"] == pytest.approx(theirs["validation_loss"], rel=0, abs=1e-5)
     assert one[-1]["loss"] < one[0]["loss"] - 0.01
+    predicted = rehearse(load_config(words(*GRIDS[names[0]])), 4).sent
+    for record in read_metrics(RunFolder(tmp_path / "runs" / names[0])):
+        sent = {key.split("/")[2]: n for key, n in record.items() if key.startswith("sent/sequence/") and key.endswith("bytes")}
+        assert sent == predicted, f"{names[0]}, step {record['step']}"
 
 
 @pytest.mark.parametrize(

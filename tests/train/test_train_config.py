@@ -10,9 +10,10 @@ import torch
 from llm.config import to_yaml
 from llm.data import Manifest
 from llm.errors import CheckpointError, ConfigError, DataError
-from llm.train.config import accumulation_of, build_config, check, load_config
-from llm.train.deepspeed_config import deepspeed_config, parameter_groups
+from llm.train.config import accumulation_of, build_config, check, load_config, repeated_reductions
+from llm.train.deepspeed_config import deepspeed_config
 from llm.train.load import load_model
+from llm.train.optimizer import MuonConfig, parameter_groups
 from llm.train.precision import resolved
 from llm.train.run_folder import RunFolder
 from llm.train.start import agree, plan
@@ -36,6 +37,13 @@ Words = Callable[..., list[str]]
         ("train.steps=0", 1, "train.steps"),
         ("train.optimizer.lr=0", 1, "must be positive"),
         ("train.optimizer.betas=[0.9,1.0]", 1, "betas"),
+        ("train.optimizer.kind=muom", 1, "did you mean 'muon'"),
+        ("train.optimizer.lr_scale.embeding=2", 1, "unknown role 'embeding'; did you mean 'embedding'"),
+        ("train.optimizer.lr_scale.output matrix=2", 1, ""),
+        ("train.optimizer.lr_scale.norm=-1", 1, "0 freezes the role"),
+        ("train.optimizer.gradient_noise=0", 1, "or null for none"),
+        ("train.z_loss=-1", 1, "0 switches it off"),
+        ("model.mup_base_width=0", 1, "null for no scaling"),
         ("train.schedule.warmup=20", 1, "less than train.steps"),
         ("train.keep_every=7", 1, r"keep_every \(7\) must be a multiple of train.checkpoint_every \(0\)"),
         ("grow_vocab=true", 1, "has no effect without init_from"),
@@ -43,12 +51,18 @@ Words = Callable[..., list[str]]
     ],
 )
 def test_laws_between_settings(word: str, ranks: int, sentence: str, words: Words, manifest: Manifest) -> None:
-    config = load_config(words(word))
     if not sentence:
-        check(config, ranks, manifest)
+        check(load_config(words(word)), ranks, manifest)
         return
     with pytest.raises(ConfigError, match=sentence):
-        check(config, ranks, manifest)
+        check(load_config(words(word)), ranks, manifest)
+
+
+def test_offload_is_adamws_under_zero(words: Words, manifest: Manifest) -> None:
+    check(load_config(words("parallel.offload=optimizer")), 1, manifest)
+    for more, sentence in (("train.optimizer.kind=muon", "or parallel.offload=none"), ("parallel.zero=0", "needs ZeRO")):
+        with pytest.raises(ConfigError, match=sentence):
+            check(load_config(words("parallel.offload=optimizer", more)), 1, manifest)
 
 
 def test_bf16_needs_master_weights(words: Words, manifest: Manifest) -> None:
@@ -98,8 +112,11 @@ def test_a_run_folder_resumes_with_its_own_config(words: Words, manifest: Manife
     found, folder = plan([path, "train.log_every=3"])
     assert found == replace(config, train=replace(config.train, log_every=3))
     assert folder == RunFolder.of(config)
-    with pytest.raises(ConfigError, match=r"'train.steps=9' cannot be given"):
-        plan([path, "train.steps=9"])
+    found, _ = plan([path, "train.steps=30", "train.schedule.cooldown=10"])
+    (sentence,) = folder.check_same(found)
+    assert "train.steps: 20 -> 30; train.schedule.cooldown: None -> 10" in sentence
+    with pytest.raises(ConfigError, match=r"'seed=9' cannot be given"):
+        plan([path, "seed=9"])
     with pytest.raises(CheckpointError, match="neither a run folder nor a checkpoint"):
         plan([str(tmp_path)])
     with pytest.raises(ConfigError, match="no config is given"):
@@ -121,6 +138,13 @@ def test_the_batch_is_ranks_times_micro_batch_times_accumulation(micro: str, ran
     assert accumulation_of(config, ranks) == steps
     found = deepspeed_config(config, ranks)
     assert found["train_batch_size"] == ranks * found["train_micro_batch_size_per_gpu"] * found["gradient_accumulation_steps"]
+
+
+def test_it_is_said_that_zero_2_sends_every_micro_batch(words: Words) -> None:
+    (sentence,) = repeated_reductions(load_config(words("train.micro_batch=1", "parallel.zero=2")), 2)
+    assert "after each of 4 micro-batches" in sentence
+    for word in ("parallel.zero=1", "train.micro_batch=4"):
+        assert repeated_reductions(load_config(words("train.micro_batch=1", "parallel.zero=2", word)), 2) == []
 
 
 def test_every_parameter_is_in_one_group_and_only_matrices_decay(words: Words) -> None:
@@ -148,6 +172,8 @@ def test_shipped_configs_load(manifest: Manifest) -> None:
         assert (
             load_config(["base.yaml", f"train/{kind}.yaml", "train.steps=1", "train.batch=1", *NAMED]).train.schedule.kind == kind
         )
+    muon = load_config(["base.yaml", "train/muon.yaml", "train.steps=1", "train.batch=1", *NAMED]).train.optimizer
+    assert muon == MuonConfig()
 
 
 NAMED = ["name=x", "data.manifest=none", "model.width=8", "model.depth=1", "model.vocab_size=9"]

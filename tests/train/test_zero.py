@@ -92,17 +92,20 @@ def train_case(rank: int, config: RunConfig) -> dict[str, Any]:
 
     world = World(rank, RANKS, torch.device("cpu"))
     engine = create_engine(config, world)
-    losses, norms = [], []
-    for step in range(1, STEPS + 1):
+    losses, norms, squares = [], [], []
+    for step in range(1, config.train.steps + 1):
         share = batch_of(step).split(ROWS // RANKS)[rank]
-        lr = learning_rate(config.train.schedule, config.train.optimizer.lr, step, STEPS)
-        result = optimizer_step(engine, share.split(config.train.micro_batch or 1), lr, config.train.clip, world)
+        lr = learning_rate(config.train.schedule, config.train.optimizer.lr, step, config.train.steps)
+        micro_batches = share.split(config.train.micro_batch or 1)
+        result = optimizer_step(engine, micro_batches, lr, config.train.clip, world, step=step)
         losses.append((world.sum(result.loss_sum) / result.scored).item())
         norms.append(float(result.grad_norm))
+        if result.z_sum is not None:
+            squares.append((world.sum(result.z_sum) / result.scored).item())
     dtypes = {name: str(p.dtype) for name, p in engine.module.decoder.named_parameters()}
     weights = full_weights(engine)
     engine.destroy()
-    return {"losses": losses, "norms": norms, "weights": weights, "dtypes": dtypes}
+    return {"losses": losses, "norms": norms, "squares": squares, "weights": weights, "dtypes": dtypes}
 
 
 def full_weights(engine: Any) -> dict[str, torch.Tensor]:

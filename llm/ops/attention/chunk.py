@@ -7,12 +7,14 @@ from the queries' log-sum-exp (FlashAttention, arXiv:2205.14135 algorithms 1 and
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from llm.ops.attention.masks import made_again
 from llm.state import accumulator
 
 BLOCK = 256
@@ -49,11 +51,13 @@ def attention(
         stop = min(start + block, T)
         first = 0 if window is None else max(0, past + start - window + 1)
         keys = slice(first, past + stop)
-        mask = _mask(document_BS, slice(past + start, past + stop), slice(first, past + stop), window)
+        make = partial(_mask, document_BS, slice(past + start, past + stop), keys, window)
+        mask = make()
         part = q[:, :, start:stop], k[:, :, keys], v[:, :, keys]
         if prefix is not None:
             part, mask = _with_prefix(part, mask, prefix)
-        outputs.append(F.scaled_dot_product_attention(*part, attn_mask=mask, scale=scale, enable_gqa=grouped))
+        with made_again(mask, make):
+            outputs.append(F.scaled_dot_product_attention(*part, attn_mask=mask, scale=scale, enable_gqa=grouped))
     return torch.cat(outputs, 2).transpose(1, 2)
 
 

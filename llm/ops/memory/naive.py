@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
 from llm.ops.rotary import rotary
@@ -85,6 +86,11 @@ def counted(position_BT: Tensor | None, x_BTHV: Tensor) -> Tensor:
     """The positions, or those of one document that starts at the first token."""
     B, T = x_BTHV.shape[:2]
     return torch.arange(T, device=x_BTHV.device).expand(B, T) if position_BT is None else position_BT
+
+
+def most(count_B: Tensor, otherwise: int) -> int:
+    """The largest, read from the host; `otherwise` of a tensor without values (FakeTensor), which a rehearsal runs on."""
+    return otherwise if isinstance(count_B, FakeTensor) else int(count_B.max())
 
 
 def rates(gates: Tensor, step_max: float) -> tuple[Tensor, Tensor, Tensor]:

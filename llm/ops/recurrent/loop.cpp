@@ -3,8 +3,8 @@
 // Heads never meet, so a task is one head with one row of the batch, or with ROWS of them that share the reading of its matrix, through
 // all of time. The matrix is copied once into tiles whose columns are vectors. Results do not depend on the number of threads.
 #include "gemm.h"
-
-
+#include <algorithm>
+#include <vector>
 
 static constexpr int64_t ROWS = TILE_ROWS / 2;
 

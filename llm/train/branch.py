@@ -1,0 +1,51 @@
+"""Branches: a new run that goes on from another's checkpoint with its optimizer and place in the data, under another schedule.
+
+A cooldown from a stable phase, say: `pretrain.py runs/long/config.yaml name=cooled branch_from=runs/long/checkpoints/step-8000
+train.steps=10000 train.schedule.cooldown=2000`.
+"""
+
+from pathlib import Path
+
+from llm.errors import CheckpointError, ConfigError
+from llm.train import checkpoint_files as files
+from llm.train.checkpoint import damage, newest_whole
+from llm.train.config import RunConfig
+from llm.train.run_folder import AHEAD, FREE, RunFolder, differences, read_config, shown
+from llm.train.world import World
+
+OWN = {"name", "branch_from", "init_from"}
+
+
+def check_branch(config: RunConfig) -> None:
+    """Raise ConfigError when the run computes something else than the one it branches from, CheckpointError when none is there."""
+    if config.branch_from is None:
+        return
+    if config.init_from is not None:
+        raise ConfigError(
+            f"branch_from ({config.branch_from}) goes on with a run and init_from ({config.init_from}) starts another from its "
+            "weights; give one of them"
+        )
+    old = read_config(Path(config.branch_from) / files.CONFIG)
+    differing = differences(old, config, FREE | AHEAD | OWN)
+    if differing:
+        raise ConfigError(
+            f"branch_from ({config.branch_from}) holds a run with another config ({shown(differing)}); a branch may change "
+            "train.steps and train.schedule alone: give it the same settings otherwise"
+        )
+
+
+def branch_point(path: str, world: World) -> tuple[Path, list[str]]:
+    """The checkpoint that a run folder or checkpoint folder stands for, verified by all ranks together; and what was passed over.
+
+    Raises CheckpointError.
+    """
+    checkpoint = Path(path)
+    if not (checkpoint / files.FILES).is_file():
+        newest, passed_over = newest_whole(RunFolder(checkpoint).checkpoints, world)
+        if newest is None:
+            raise CheckpointError(f"branch_from ({path}) holds no checkpoint; give runs/NAME or runs/NAME/checkpoints/step-N")
+        return newest, passed_over
+    wrong = damage(checkpoint, world)
+    if wrong is not None:
+        raise CheckpointError(f"branch_from ({path}) is not whole ({wrong}); branch from another checkpoint of the run")
+    return checkpoint, []

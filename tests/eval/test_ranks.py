@@ -1,0 +1,44 @@
+"""On several ranks: the figures of one rank, to the bit; one report; the first rank's error is everyone's."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from eval import lanes
+from eval.run import main as evaluate
+from llm.testing import run_ranks
+from tests.eval.writing import small_config, write_run
+
+pytestmark = [pytest.mark.multirank, pytest.mark.timeout(180)]
+
+# what works, and what only the rank that runs it finds out to be wrong
+SUITE = (
+    "tasks: {perplexity: {lanes: 3}, rolling: {task: perplexity, rule: harness}, bigram: {}, wrong: {task: bigram, sequences: 0}}\n"
+)
+
+
+def measure(rank: int, folder: str, out: str) -> int:
+    os.chdir(folder)
+    # several groups of documents, so that each rank has some
+    lanes.LANE_TOKENS = 8
+    return evaluate(["--model", "small", "--device", "cpu", "--out", out, "suite.yaml"])
+
+
+def test_two_ranks_measure_what_one_does(subject, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lanes, "LANE_TOKENS", 8)
+    (tmp_path / "data").symlink_to(subject.manifest().root)
+    (tmp_path / "suite.yaml").write_text(SUITE)
+    write_run(tmp_path / "small", small_config(subject.model.decoder.config), subject.manifest().tokenizer_path.read_bytes())
+    assert run_ranks(measure, 2, str(tmp_path), "two", timeout=120, connect=False) == [2, 2]
+    assert measure(0, str(tmp_path), "one") == 2
+    for task in ("perplexity", "rolling", "bigram"):
+        two, one = (read(tmp_path / ranks, task) for ranks in ("two", "one"))
+        assert (two["ranks"], one["ranks"]) == (2, 1)
+        assert (two["figures"], two["details"], two["key"]) == (one["figures"], one["details"], one["key"])
+
+
+def read(out: Path, task: str) -> dict:
+    return json.loads((out / "small" / f"eval-{task}.json").read_text())
