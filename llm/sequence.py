@@ -112,10 +112,10 @@ class Seq:
         self.new_state: State = {"position": self.whole.position_BT[:, -1] + 1}
         self.ops: list[Op] = []
 
-    def rotary(self, *streams_BTHK: Tensor, theta: float) -> tuple[Tensor, ...]:
-        """Rotary position embedding of each stream, by positions in the document."""
+    def rotary(self, *streams_BTHK: Tensor, theta: float, channels: int | None = None) -> tuple[Tensor, ...]:
+        """Rotary position embedding of each stream, or of its first `channels`, by positions in the document."""
         position_BT = self.here.position_BT
-        return tuple(rotary.rotary(x, position_BT, theta) for x in streams_BTHK)
+        return tuple(rotary.rotary(x, position_BT, theta, channels) for x in streams_BTHK)
 
     def conv(self, name: str, x_BTD: Tensor, weight_DW: Tensor, bias_D: Tensor | None = None) -> Tensor:
         """Short causal depthwise convolution: `[B, T, D]`."""
