@@ -9,6 +9,8 @@ from eval.bigram import BigramConfig, bigram
 from eval.figures import Result
 from eval.harness.task import HarnessConfig, harness
 from eval.needles.grid import draw_grid
+from eval.needles.needle import NeedleConfig, needle
+from eval.needles.ruler import RulerConfig, draw_ruler, ruler
 from eval.needles.tokens import NeedleTokensConfig, needle_tokens
 from eval.perplexity import PerplexityConfig, perplexity
 
@@ -35,6 +37,8 @@ TASKS: dict[str, Task] = {
     "perplexity": Task(PerplexityConfig, perplexity, all_ranks=True, in_training=True, picture=curves.draw),
     "bigram": Task(BigramConfig, bigram),
     "throughput": Task(throughput.ThroughputConfig, throughput.throughput, picture=throughput.draw),
+    "needle": Task(NeedleConfig, needle, all_ranks=True, picture=draw_grid),
+    "ruler": Task(RulerConfig, ruler, all_ranks=True, picture=draw_ruler),
     "needle_tokens": Task(NeedleTokensConfig, needle_tokens, all_ranks=True, picture=draw_grid),
     "lm_eval": Task(HarnessConfig, harness, all_ranks=True),
 }

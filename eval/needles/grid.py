@@ -58,11 +58,8 @@ def over_grid(
         return draw(np.random.default_rng([config.seed, k]), *cells[k // n])
 
     # a batch stays in its cell, where prompts are of one length
-    batches = [
-        range(cell * n + first, cell * n + min(first + together, n))
-        for cell in range(len(cells))
-        for first in range(0, n, together)
-    ]
+    firsts = [(cell * n, first) for cell in range(len(cells)) for first in range(0, n, together)]
+    batches = [range(cell + first, cell + min(first + together, n)) for cell, first in firsts]
     answers = ask(subject, batches, question, config.window, config.seed)
     chance = 1 / config.candidates
     found = [_cell(*cell, Answers(*(x[i * n : (i + 1) * n] for x in answers))) for i, cell in enumerate(cells)]
@@ -110,20 +107,22 @@ def draw_grid(figure: Any, results: dict[str, dict[str, Any]]) -> None:
     panels = figure.subplots(len(PANELS), len(results), squeeze=False)
     for column, (name, details) in enumerate(results.items()):
         for axes, (key, title) in zip(panels[:, column], PANELS.items(), strict=True):
-            drawn = heat_map(axes, details["cells"], key)
+            cells = [(cell["depth"], cell["length"], cell[key]["value"]) for cell in details["cells"]]
+            drawn = heat_map(axes, cells, "{:.0%}".format)
+            axes.set_ylabel("depth")
             chance = f" (chance {details['chance']:.3f})" if key == "first" else ""
             axes.set_title(f"{name}: {title}{chance}", fontsize=9)
     figure.colorbar(drawn, ax=panels, shrink=0.8)
 
 
-def heat_map(axes: Any, cells: list[dict[str, Any]], key: str) -> Any:
-    """Depth downwards, lengths to the right, from 0 to 1."""
-    lengths, depths = (sorted({cell[name] for cell in cells}) for name in ("length", "depth"))
-    values = np.full((len(depths), len(lengths)), np.nan)
-    for cell in cells:
-        values[depths.index(cell["depth"]), lengths.index(cell["length"])] = cell[key]["value"]
+def heat_map(axes: Any, cells: list[tuple[Any, int, float]], said: Callable[[Any], str]) -> Any:
+    """Rows downwards in their order, lengths to the right, from 0 to 1. cells: (row, length, value). said: of a row."""
+    rows, lengths = list(dict.fromkeys(row for row, *_ in cells)), sorted({length for _, length, _ in cells})
+    values = np.full((len(rows), len(lengths)), np.nan)
+    for row, length, value in cells:
+        values[rows.index(row), lengths.index(length)] = value
     drawn = axes.imshow(values, vmin=0, vmax=1, aspect="auto", cmap="viridis")
     axes.set_xticks(range(len(lengths)), [f"{n:,}" for n in lengths])
-    axes.set_yticks(range(len(depths)), [f"{100 * depth:.0f} %" for depth in depths])
-    axes.set(xlabel="tokens", ylabel="depth")
+    axes.set_yticks(range(len(rows)), [said(row) for row in rows])
+    axes.set_xlabel("tokens")
     return drawn
