@@ -13,6 +13,7 @@ from eval.needles.needle import NeedleConfig, needle
 from eval.needles.ruler import RulerConfig, draw_ruler, ruler
 from eval.needles.tokens import NeedleTokensConfig, needle_tokens
 from eval.perplexity import PerplexityConfig, perplexity
+from eval.probes import layers
 
 
 @dataclass(frozen=True)
@@ -40,5 +41,7 @@ TASKS: dict[str, Task] = {
     "needle": Task(NeedleConfig, needle, all_ranks=True, picture=draw_grid),
     "ruler": Task(RulerConfig, ruler, all_ranks=True, picture=draw_ruler),
     "needle_tokens": Task(NeedleTokensConfig, needle_tokens, all_ranks=True, picture=draw_grid),
+    "attention_maps": Task(layers.LayersConfig, layers.attention_maps, picture=layers.draw_maps),
+    "timescales": Task(layers.LayersConfig, layers.timescales, picture=layers.draw_timescales),
     "lm_eval": Task(HarnessConfig, harness, all_ranks=True),
 }

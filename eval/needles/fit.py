@@ -17,9 +17,7 @@ def most_units(tokens_with: Callable[[int], int], budget: int, least: int, what:
     """The largest size with `tokens_with(size) <= budget`, by doubling and bisection. Raises ConfigError: not even `least` fits."""
     needed = tokens_with(least)
     if needed > budget:
-        raise ConfigError(
-            f"{what} takes {needed} tokens at least beside its answer, and {budget} are left; use longer lengths"
-        )
+        raise ConfigError(f"{what} takes {needed} tokens at least beside its answer, and {budget} are left; use longer lengths")
     low, high = least, 2 * least
     while tokens_with(high) <= budget:
         low, high = high, 2 * high

@@ -52,9 +52,7 @@ class RulerConfig(TextConfig):
             if kind not in KINDS:
                 raise ConfigError(f"kinds ({kind}) is unknown; {did_you_mean(kind, KINDS)}")
         if not self.kinds or not self.lengths:
-            raise ConfigError(
-                f"kinds ({self.kinds}) and lengths ({self.lengths}) must not be empty; leave them out"
-            )
+            raise ConfigError(f"kinds ({self.kinds}) and lengths ({self.lengths}) must not be empty; leave them out")
         if min(self.samples, self.rows) < 1:
             raise ConfigError(f"samples ({self.samples}) and rows ({self.rows}) must be at least 1")
         if positions is not None and max(self.lengths) > positions:
@@ -123,7 +121,9 @@ def _result(cells: list[tuple[str, int]], scores: np.ndarray, texts: list[dict[s
         of = scores[[at == length for _, at in cells]]
         error = float(np.sqrt((of.var(1, ddof=1) / n).sum()) / len(of)) if n > 1 else None
         figures[f"mean at {length}"] = Figure(float(of.mean()), of.size, error)
-    return Result(figures, {"cells": found, "texts": texts}, f"{n} prompts of each kind and length; references found, as RULER scores")
+    return Result(
+        figures, {"cells": found, "texts": texts}, f"{n} prompts of each kind and length; references found, as RULER scores"
+    )
 
 
 def draw_ruler(figure: Any, results: dict[str, dict[str, Any]]) -> None:
