@@ -47,12 +47,10 @@ class GridConfig:
         return np.linspace(0, 1, self.depths).tolist() if self.depths > 1 else [0.5]
 
 
-def over_grid(
-    subject: Subject, config: GridConfig, draw: Callable[[np.random.Generator, int, float], Question], rows: int | None = None
-) -> Result:
-    """Figures of all cells. draw(rng, length, depth): a question. rows: instead of the config's. All ranks call it together."""
+def over_grid(subject: Subject, config: GridConfig, draw: Callable[[np.random.Generator, int, float], Question]) -> Result:
+    """Figures of all cells. draw(rng, length, depth): a question. All ranks call it together."""
     cells = [(length, depth) for length in sorted(config.lengths) for depth in config.depth_points]
-    n, together = config.samples, rows or config.rows
+    n, together = config.samples, config.rows
 
     def question(k: int) -> Question:
         return draw(np.random.default_rng([config.seed, k]), *cells[k // n])

@@ -70,7 +70,8 @@ def draw_tokens(rng: np.random.Generator, roles: Roles, length: int, depth: floa
     places = [place, *rng.choice(others, pairs - 1, replace=False)]
     for at, key, value in zip(places, keys, values[:pairs], strict=True):
         body[at : at + 2] = key, value
-    return Question(np.array([roles.opening, *body, keys[0]], dtype=np.int32), [[int(value)] for value in values])
+    prompt = np.concatenate([[roles.opening], body, keys[:1]]).astype(np.int32)
+    return Question(prompt, [[int(value)] for value in values])
 
 
 def needle_tokens(subject: Subject, config: NeedleTokensConfig) -> Result:

@@ -3,6 +3,8 @@
 attention_maps   the map of every layer on one text, averaged over heads; how far back a token looks, weighted by |A|; and how far
                  the layer's output is from the one made of its maps
 timescales       tokens after which a state's entry has fallen to 1/e, -1 / mean log decay, of every head or channel
+logit_lens       nats per token when the norm and the head read the stream behind each layer (nostalgebraist 2020), and how often
+                 the most likely token is already the model's
 """
 
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from eval.figures import Figure, Result
 from eval.probes.watched import decoder_of, watched_layers
@@ -31,8 +34,8 @@ class LayersConfig(TextConfig):
     def check(self) -> None:
         """Raises ConfigError."""
         super().check()
-        if self.tokens < 2:
-            raise ConfigError(f"tokens ({self.tokens}) must be at least 2")
+        if self.tokens < 3:
+            raise ConfigError(f"tokens ({self.tokens}) must be at least 3")
 
 
 def read_tokens(subject: Subject, config: LayersConfig) -> torch.Tensor:
@@ -83,6 +86,27 @@ def timescales(subject: Subject, config: LayersConfig) -> Result:
     return Result(figures, {"edges": edges.tolist(), "layers": found}, f"{config.tokens} tokens of one document; in tokens")
 
 
+@torch.no_grad()
+def logit_lens(subject: Subject, config: LayersConfig) -> Result:
+    """Raises ConfigError, DataError."""
+    decoder = decoder_of(subject, "logit_lens")
+    tokens = read_tokens(subject, config)
+    kept: list[torch.Tensor] = []
+    last_BTD, _ = decoder.hidden(F.embedding(tokens, decoder.embedding), kept=kept)
+    streams = {"embedding": kept[0]} | {f"layer {i}": x for i, x in enumerate(kept[1:])}
+    read = {name: decoder.norm(x) * decoder.config.width_ratio for name, x in streams.items()}
+    read[f"layer {len(kept) - 1}"] = last_BTD
+    final = decoder.logits(last_BTD).argmax(-1)
+    figures, found = {}, []
+    for name, x_BTD in read.items():
+        logits = decoder.logits(x_BTD)
+        nats = F.cross_entropy(logits[0, :-1].double(), tokens[0, 1:], reduction="none").cpu().numpy()
+        alike = float((logits.argmax(-1) == final).double().mean())
+        figures[f"{name} nats"] = Figure(float(nats.mean()), len(nats), float(nats.std(ddof=1) / len(nats) ** 0.5))
+        found.append({"behind": name, "nats": float(nats.mean()), "as_the_model": alike})
+    return Result(figures, {"layers": found}, f"{config.tokens} tokens of one document")
+
+
 def draw_maps(figure: Any, results: dict[str, dict[str, Any]]) -> None:
     """A row of each model: its layers' maps, on a logarithmic scale. results: by model."""
     from matplotlib.colors import LogNorm
@@ -96,6 +120,20 @@ def draw_maps(figure: Any, results: dict[str, dict[str, Any]]) -> None:
             drawn = axes.imshow(np.array(found["share"]), norm=LogNorm(1e-4, 1, clip=True), cmap="magma")
             axes.set_title(f"{name}: layer {found['layer']}", fontsize=8)
     figure.colorbar(drawn, ax=panels, shrink=0.8, label="share of |A|")
+
+
+def draw_lens(figure: Any, results: dict[str, dict[str, Any]]) -> None:
+    """Nats per token, and agreement with the model's own choice, against depth. results: by model."""
+    loss, alike = figure.subplots(1, 2)
+    for name, details in results.items():
+        depth = np.linspace(0, 1, len(details["layers"]))
+        loss.plot(depth, [found["nats"] for found in details["layers"]], marker=".", label=name)
+        alike.plot(depth, [found["as_the_model"] for found in details["layers"]], marker=".", label=name)
+    loss.set(xlabel="share of the layers", ylabel="nats per token")
+    alike.set(xlabel="share of the layers", ylabel="most likely token is the model's", ylim=(0, 1.05))
+    for axes in (loss, alike):
+        axes.grid(alpha=0.3)
+        axes.legend()
 
 
 def draw_timescales(figure: Any, results: dict[str, dict[str, Any]]) -> None:

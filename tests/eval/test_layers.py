@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from eval.models.braid import BraidModel
-from eval.probes.layers import LayersConfig, attention_maps, draw_maps, draw_timescales, timescales
+from eval.probes.layers import (
+    LayersConfig,
+    attention_maps,
+    draw_lens,
+    draw_maps,
+    draw_timescales,
+    logit_lens,
+    read_tokens,
+    timescales,
+)
 from eval.probes.watched import Watched, watched_layers
 from llm.config import build
 from llm.errors import ConfigError, DataError
@@ -76,7 +85,18 @@ def test_the_tasks_say_and_draw_it(subject):
     assert scales.figures["layer 0 retention median timescale"].value == pytest.approx((31.497 + 63.498) / 2, rel=1e-4)
     assert [found["layer"] for found in scales.details["layers"]] == ["0 retention", "1 mamba2"]
     assert sum(scales.details["layers"][1]["counts"]) == 4
-    for draw, result in ((draw_maps, maps), (draw_timescales, scales)):
+    lens = logit_lens(asked, LayersConfig(tokens=30))
+    tokens = read_tokens(asked, LayersConfig(tokens=30))
+    with torch.no_grad():
+        # behind the last layer stands the model's own loss; behind none, what the head says of the embedding alone
+        own = model.decoder(tokens[:, :-1], labels_BT=tokens[:, 1:]).loss_sum.item() / 29
+        first = model.decoder.logits(model.decoder.norm(model.decoder.embedding[tokens[0, :-1]]))
+    assert [found["behind"] for found in lens.details["layers"]] == ["embedding", "layer 0", "layer 1", "layer 2"]
+    assert lens.details["layers"][-1]["as_the_model"] == 1
+    assert lens.figures["layer 2 nats"].value == pytest.approx(own, rel=1e-5)
+    right = torch.nn.functional.cross_entropy(first, tokens[0, 1:]).item()
+    assert lens.figures["embedding nats"].value == pytest.approx(right, rel=1e-5)
+    for draw, result in ((draw_maps, maps), (draw_timescales, scales), (draw_lens, lens)):
         figure = Figure()
         draw(figure, {"a": result.details})
         assert figure.axes[0].has_data()
@@ -87,8 +107,8 @@ def test_what_a_user_gets_wrong_is_said(subject):
         attention_maps(subject, LayersConfig(tokens=5000))
     with pytest.raises(ConfigError, match=r"tokens \(1\)"):
         timescales(subject, LayersConfig(tokens=1))
-    with pytest.raises(ConfigError, match="have|has none"):
-        only = BraidModel(decoder_of("attention"), subject.manifest().tokenizer_path)
-        timescales(replace(subject, model=only), LayersConfig(tokens=9))
+    only = replace(subject, model=BraidModel(decoder_of("attention"), subject.manifest().tokenizer_path))
+    with pytest.raises(ConfigError, match="test has none"):
+        timescales(only, LayersConfig(tokens=9))
     with pytest.raises(ConfigError, match="looks inside a decoder of ours"):
         attention_maps(replace(subject, model=object()), LayersConfig())

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from eval import throughput
 from eval.models.braid import BraidModel
 from eval.needles.grid import draw_grid
 from eval.needles.questions import Question, log_probabilities, rank_of_first
@@ -79,6 +80,24 @@ def test_an_untrained_model_is_at_chance(subject, mixers, tied):
     assert low <= found.figures["chance"].value == 1 / 8 <= high
 
 
+class Other(World):
+    """One of two ranks, which adds what the other one found."""
+
+    def sum(self, values):
+        self.found.append(values.clone())
+        return sum(self.found)
+
+
+def test_ranks_together_find_what_one_finds(tmp_path):
+    config = NeedleTokensConfig(lengths=[32, 128], depths=3, samples=5, rows=2)
+    alone = needle_tokens(subject_of(Reach(60), tmp_path), config)
+    Other.found = []
+    for rank in (0, 1):
+        world = Other(rank, 2, torch.device("cpu"))
+        together = needle_tokens(replace(subject_of(Reach(60), tmp_path), world=world), config)
+    assert together == alone
+
+
 def test_a_question_holds_each_pair_once_at_its_depth():
     roles = roles_of(120, 7, 20, 30)
     assert sorted([7, *roles.keys, *roles.values, *roles.filler]) == list(range(120))
@@ -128,6 +147,23 @@ def test_windows_read_what_one_pass_reads_and_memory_does_not_grow(subject):
         assert widths.widest == 32
         bytes_at.append(recurrent.state_bytes(state))
     assert bytes_at[0] == bytes_at[1] == recurrent.predicted_state_bytes(64)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_million_tokens_take_no_more_memory_than_a_hundred_thousand(subject):
+    cpu = torch.device("cpu")
+    if not throughput.reset_peak(cpu):
+        pytest.skip("the system does not say how much memory a process had at most")
+    asked = replace(subject, model=braid_of(subject, True, RETENTION, {"kind": "mamba2", "heads": 2, "state": 8}))
+    peaks = []
+    for length in (100_000, 1_000_000):
+        throughput.reset_peak(cpu)
+        found = needle_tokens(asked, NeedleTokensConfig(lengths=[length], depths=1, samples=1))
+        assert found.details["cells"][0]["length"] == length
+        peaks.append(throughput.peak(cpu))
+    # the ids themselves, and what draws them, are some bytes a token
+    assert peaks[1] - peaks[0] < 64 * 900_000
 
 
 class Widest:
