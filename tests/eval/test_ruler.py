@@ -171,6 +171,14 @@ def test_the_grid_of_text_needles_sees_who_remembers(tmp_path):
     assert [cell["exact"]["value"] for cell in found.details["cells"]] == [0, 0, 1, 0, 0, 1]
 
 
+def test_an_untrained_model_is_at_chance_in_text(subject):
+    config = NeedleConfig(haystack="noise", lengths=[400], depths=2, samples=100, candidates=4, rows=20)
+    found = needle(subject, config)
+    low, high = found.details["whole"]["first"]["interval"]
+    assert high - low < 0.13
+    assert low <= found.figures["chance"].value == 1 / 4 <= high
+
+
 def test_a_real_tokenizer_fits_too_and_a_dataset_is_a_haystack(subject):
     config = RulerConfig(kinds=["single_2", "vt"], lengths=[900], samples=2)
     found = ruler(subject, config)
