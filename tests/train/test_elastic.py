@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from llm.data import Batches
 from llm.testing import run_ranks
+from llm.train.load import load_model
 from tests.train.conftest import VOCABULARY
 from tests.train.test_resume import records, start
 
@@ -126,3 +127,7 @@ def test_other_ranks_stages_and_sequence_parallelism_go_on(legs: list, names: li
         assert torch.equal(labels[name], labels["undisturbed"])
         assert [record["step"] for record in records(tmp_path / "runs" / name)] == list(range(1, 21))
     assert labels["undisturbed"][1:].sum(1).min() > 0
+    if "half" in names:
+        model, _, info = load_model(tmp_path / "runs/half")
+        saved = whole_tensors(info.path)
+        assert all(torch.equal(weight, saved[name][WEIGHT]) for name, weight in model.named_parameters())
