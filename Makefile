@@ -13,6 +13,8 @@ export PATH := $(BIN):$(PATH)
 INSTALLS := $(shell { pwd; cat pyproject.toml constraints.txt; } | sha256sum | cut -c1-16)
 STAMP := $(VENV)/.braid-$(INSTALLS)
 PEERS := tests/peers/requirements.txt
+OLD_HF := tests/export/requirements-4.57.txt
+OLD_HF_STAMP := $(VENV)/hf-4.57/.braid-$(shell sha256sum $(OLD_HF) | cut -c1-16)
 PEERS_STAMP := $(VENV)/peers/.braid-$(shell sha256sum $(PEERS) | cut -c1-16)
 
 # ENV_READY=1 takes the environment as it is and installs nothing.
@@ -30,7 +32,7 @@ endef
 
 # Checks go from cheap to dear and share few cores, also under `make -j`.
 .NOTPARALLEL:
-.PHONY: help env peers demo test test-all lint test-fast test-processes test-speed bench-data format check-cuda-constraints clean
+.PHONY: help env peers demo test test-all lint test-fast test-processes test-speed test-hf-matrix bench-data format check-cuda-constraints clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 32
@@ -72,6 +74,17 @@ test-processes: env ## tests that start ranks, commands and environments of thei
 test-speed: peers ## the mixers' cores beside other projects', at 70 % of what the whole benchmark asks for
 	$(call check,speed,$(BIN)/python -W ignore benchmarks/mixers.py --check 0.7 --tables core --tokens 2048 --dtypes fp32 --rounds 3 --threads 1)
 
+# What an export is loaded by: in a process that has that transformers alone, and in tests that run on it as a whole.
+test-hf-matrix: env $(if $(ENV_READY),,$(OLD_HF_STAMP)) ## exports and imports on transformers 4.57 and 5
+	$(call check,transformers 4.57: logits of every export,$(one_thread) HF_SITE=$(abspath $(VENV))/hf-4.57 $(PYTEST) -s tests/export/test_parity.py)
+	$(call check,transformers 4.57: what users do,$(one_thread) PYTHONPATH=$(abspath $(VENV))/hf-4.57 $(PYTEST) -W ignore tests/export/test_interface.py tests/export/test_native.py)
+	$(call check,transformers 5: logits of every export,$(one_thread) $(PYTEST) tests/export/test_parity.py)
+
+$(OLD_HF_STAMP):
+	@rm -rf $(VENV)/hf-4.57
+	$(call check,install packages ($(OLD_HF)),$(BIN)/python -m pip install --disable-pip-version-check $(if $(MAKE_TERMOUT),,-q) --no-deps --target $(VENV)/hf-4.57 -r $(OLD_HF))
+	@touch $@
+
 bench-data: peers ## the data layer beside other projects': reading, tokenising, near duplicates; fails below its floors
 	$(call check,bench: reading,$(one_thread) $(BIN)/python -W ignore benchmarks/data.py --check 1.0)
 	$(call check,bench: tokenising,$(one_thread) $(BIN)/python -W ignore benchmarks/data_tokenizing.py --check 1.0)
@@ -82,6 +95,7 @@ test-all: test ## adds the long tiers
 	$(call check,speed: the whole table,$(BIN)/python -W ignore benchmarks/mixers.py --check 1.0)
 	$(call check,speed: peak memory,$(BIN)/python -W ignore benchmarks/mixers.py --memory)
 	$(MAKE) bench-data
+	$(MAKE) test-hf-matrix
 	$(MAKE) check-cuda-constraints
 
 format: env ## format and mend what ruff can

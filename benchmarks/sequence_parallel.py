@@ -13,10 +13,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from llm.mixers import MIXERS
 from llm.mixers.ops import ops_of
-from llm.parallel.plan import choose, sent
+from llm.parallel.plan import choose, sent, sent_back
 
 LAYERS = {
     "attention": {"heads": 16, "kv_heads": 4},
+    "attention, 4 heads": {"heads": 4},
     "attention, window 2048": {"heads": 16, "kv_heads": 4, "window": 2048},
     "retention": {"heads": 16},
     "mamba": {},
@@ -24,6 +25,7 @@ LAYERS = {
     "mlstm": {"heads": 8},
     "mlstm_paper": {"heads": 8},
     "slstm": {"heads": 8},
+    "slstm, 4 heads": {"heads": 4},
     "lstm": {"heads": 8},
     "titans": {"heads": 16},
     "titans, mac": {"heads": 16, "variant": "mac"},
@@ -34,10 +36,14 @@ LENGTHS = (4096, 65_536, 1_048_576)
 def per_token(kind: str, settings: dict, width: int, size: int, length: int, mode: str) -> float | None:
     """Bytes that all ranks send per token, forward and backward; None: the mixer does not cross so."""
     ops, tokens = ops_of(MIXERS[kind][0](**settings), width), length // size
-    if mode == "state" and not all(op.affine for op in ops):
+    refused = {"state": lambda op: not op.affine, "heads": lambda op: op.family != "conv" and op.heads < size}
+    if mode in refused and any(map(refused[mode], ops)):
         return None
     crossings = [choose(op, size, tokens, mode) for op in ops]
-    return 2 * sum(sent(op, crossing, size, tokens) for op, crossing in zip(ops, crossings, strict=True)) / length
+    return (
+        sum(way(op, crossing, size, tokens) for op, crossing in zip(ops, crossings, strict=True) for way in (sent, sent_back))
+        / length
+    )
 
 
 def main() -> int:

@@ -13,6 +13,7 @@ from eval.find import Found, Reading, find_model
 from eval.plan import Planned
 from eval.report import Report, path_of, read_report, reports_of, show, write_report, write_summary
 from eval.subject import Subject
+from eval.world import agreed
 from llm.errors import ConfigError
 from llm.train import checkpoint_files as files
 from llm.train.world import World
@@ -110,14 +111,8 @@ def on_ranks(planned: Planned, subject: Subject | None, world: World) -> Result:
     """The result, on the first rank; others have it too where all ranks take part. An error of the first rank is all ranks'."""
     if planned.entry.all_ranks or world.size == 1:
         return planned.entry.do(subject, planned.config)
-    alone = planned.entry.do if world.first else _nothing
-    if subject is None:
-        return alone(subject, planned.config)
-    return subject.agreed(lambda: alone(subject, planned.config))
-
-
-def _nothing(subject: Subject | None, config: Any) -> Result:
-    return Result({}, {})
+    alone = None if subject is None else subject.alone()
+    return agreed(world, lambda: planned.entry.do(alone, planned.config) if world.first else Result({}, {}))
 
 
 def identity(planned: Planned, origin: dict[str, Any]) -> str:

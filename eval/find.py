@@ -28,12 +28,15 @@ MODES = ("parallel", "recurrent")
 
 @dataclass(frozen=True)
 class Reading:
-    """How models are read. recurrent: token by token from the state. trust: code in a Hugging Face folder may run."""
+    """How models are read. recurrent: token by token from the state. trust: code in a Hugging Face folder may run. split: all ranks
+    read text together; otherwise it is dealt out to them.
+    """
 
     device: torch.device
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     mode: Literal["parallel", "recurrent"] = "parallel"
     trust: bool = False
+    split: bool = False
 
     @property
     def said(self) -> dict[str, str]:
@@ -56,7 +59,7 @@ class Found:
         load = _load_hugging_face if (self.folder / HUGGING_FACE).is_file() else _load_checkpoint
         model, dataset, trained = load(self.folder, reading)
         model = Recurrent(model) if reading.mode == "recurrent" else model
-        return Subject(self.name, model, self.report, {**self.origin, **reading.said}, world, dataset, trained)
+        return Subject(self.name, model, self.report, {**self.origin, **reading.said}, world, dataset, trained, split=reading.split)
 
 
 def find_model(path: str) -> Found:

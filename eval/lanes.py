@@ -45,27 +45,21 @@ def grouped(pieces: list[Piece], lanes: int, packs: bool) -> list[list[list[Piec
     The longest pieces come first, each in the shortest queue so far.
     """
     groups: list[list[list[Piece]]] = []
-    room, waiting = 0, sorted(pieces, key=lambda piece: -piece.inputs)
-    for piece in waiting:
-        if not groups or (packs and room < piece.inputs) or (not packs and len(groups[-1]) == lanes):
-            groups.append([])
-            room = lanes * max(LANE_TOKENS, piece.inputs)
-        queues = groups[-1]
+    room, filled = 0, [0]
+    for piece in sorted(pieces, key=lambda piece: -piece.inputs):
+        if not groups or (packs and room < piece.inputs) or (not packs and filled[-1]):
+            groups.append([[] for _ in range(lanes)])
+            room, filled = lanes * max(LANE_TOKENS, piece.inputs), [0] * lanes
+        lane = filled.index(min(filled))
+        groups[-1][lane].append(piece)
+        filled[lane] += piece.inputs
         room -= piece.inputs
-        if len(queues) < lanes:
-            queues.append([piece])
-        else:
-            min(queues, key=_length).append(piece)
-    return groups
-
-
-def _length(queue: list[Piece]) -> int:
-    return sum(piece.inputs for piece in queue)
+    return [[queue for queue in group if queue] for group in groups]
 
 
 def lay(queues: list[list[Piece]], documents: list[np.ndarray], begins: np.ndarray) -> Lanes:
     """The tokens of queues. begins: where each document's scored tokens begin among all of them."""
-    ordered = sorted(queues, key=_length, reverse=True)
+    ordered = sorted(queues, key=lambda queue: -sum(piece.inputs for piece in queue))
     inputs, labels, starts, places = [], [], [], []
     for queue in ordered:
         inputs.append(np.concatenate([documents[p.document][p.first : p.stop - 1] for p in queue]))

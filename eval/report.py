@@ -39,7 +39,7 @@ def read_report(path: Path) -> Report | None:
 def write_report(path: Path, report: Report) -> Report:
     """Write the report with the versions of everything that made it; as it will be read back."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**report, "versions": all_versions()}, indent=1) + "\n"
+    text = json.dumps({**report, "versions": all_versions()}, indent=1, default=str) + "\n"
     write_text(path, text)
     return json.loads(text)
 

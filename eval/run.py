@@ -1,6 +1,8 @@
 """`braid-eval --model PATH [--model PATH] TASK[,TASK...] [key=value | TASK.key=value]`: evaluate models side by side.
 
 PATH is a run folder, a checkpoint, or a Hugging Face folder. The same under `torchrun`, `deepspeed`, `srun` and plain `python`.
+
+`braid-eval scaling TABLE... [key=value...]`: scaling laws of a table or a folder of runs; no model is needed.
 """
 
 import sys
@@ -18,10 +20,14 @@ import os
 from eval.evaluate import evaluate
 from eval.find import DTYPES, MODES, Reading
 from eval.plan import read_plan
+from eval.scaling.command import scaling
 from eval.tasks import TASKS
 from eval.world import world_of_ranks
 from launch.ranks import settle, without_local_rank
 from llm.errors import BraidError
+
+# TASK -> what it does with the words that follow, without a model
+WITHOUT_MODEL = {"scaling": scaling}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,14 +39,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", help="cpu, cuda, ...; by default this rank's GPU where there is one")
     parser.add_argument("--out", type=Path, help="the folder of all reports, instead of each model's own")
     parser.add_argument("--again", action="store_true", help="also evaluate what was done already with the same settings")
+    parser.add_argument(
+        "--split", action="store_true", help="split every text over the ranks, instead of dealing texts out to them"
+    )
     parser.add_argument("--trust-remote-code", action="store_true", help="code in a Hugging Face folder may run")
-    parser.add_argument("words", nargs="+", metavar="TASK", help=f"{', '.join(TASKS)}, a suite (configs/eval/*.yaml), key=value")
+    tasks = ", ".join([*TASKS, *WITHOUT_MODEL])
+    parser.add_argument("words", nargs="+", metavar="TASK", help=f"{tasks}, a suite (configs/eval/*.yaml), key=value")
     given = parser.parse_args(without_local_rank(sys.argv[1:] if argv is None else argv))
     try:
+        if given.words[0] in WITHOUT_MODEL:
+            WITHOUT_MODEL[given.words[0]]([*given.words[1:], *([f"out={given.out}"] if given.out else [])])
+            return 0
         settle()
         plan = read_plan(given.words)
         with world_of_ranks(given.device) as world:
-            reading = Reading(world.device, given.dtype, given.mode, given.trust_remote_code)
+            reading = Reading(world.device, given.dtype, given.mode, given.trust_remote_code, given.split)
             evaluate(given.model, plan, reading, world, given.again, given.out)
     except BraidError as error:
         if os.environ.get("RANK", "0") == "0":

@@ -15,7 +15,7 @@ from torch import Tensor
 from eval.evaluate import make_report
 from eval.models.braid import BraidModel
 from eval.plan import Planned, read_plan
-from eval.report import path_of, write_report
+from eval.report import path_of, shown, write_report
 from eval.subject import Subject, Trained
 from llm.docs import Docs
 from llm.errors import BraidError, ConfigError
@@ -90,6 +90,8 @@ def run(plan: list[Planned], config: RunConfig, folder: RunFolder, world: World,
             if world.first:
                 report = make_report(planned, subject.name, subject.origin, result, seconds, world)
                 write_report(path_of(subject.report, planned.name), report)
+            said = ", ".join(f"{x.replace('_', ' ')} {shown(f.value, f.standard_error)}" for x, f in result.figures.items())
+            _say(world, f"step {step}: {planned.name}: {said} ({seconds:.0f} s)")
             found |= {f"eval/{planned.name}/{name}": figure.value for name, figure in result.figures.items()}
     except OutOfTime:
         _say(world, f"step {step}: evaluation left out after {config.train.evaluate.minutes:g} minutes; give it a limit of text")

@@ -1,5 +1,7 @@
 """Nats of every token of a text, on all ranks: groups of pieces are dealt out, and what each rank found is put together.
 
+Where documents are split (`--split`), ranks read every batch together instead, each its part of the tokens (`llm/split.py`).
+
 Which pieces share a batch does not depend on the ranks, and every token is scored by one of them: the figures are those of one
 rank to the bit.
 """
@@ -10,8 +12,10 @@ import numpy as np
 import torch
 
 from eval.lanes import grouped, lay, token_scores
+from eval.models.braid import split_model
 from eval.subject import Subject
 from eval.windows import Piece, offsets
+from llm.train.world import World
 
 # logits held at once, in values
 LOGITS = 1 << 25
@@ -31,6 +35,9 @@ def score(subject: Subject, documents: list[np.ndarray], pieces: list[Piece], la
         documents: the tokens that `pieces` are cut from. lanes: rows of a batch at most. window: tokens of a row per batch at most.
     """
     model, world = subject.model, subject.world
+    if subject.split and world.size > 1:
+        # every rank scores every document, and reads its part of each batch's tokens
+        model, world = split_model(model, world), World(0, 1, world.device)
     begins = offsets(np.array([len(document) for document in documents]))
     rows = lanes if model.packs else max(1, min(lanes, LOGITS // (window * model.vocab_size)))
     tokens = max(1, min(window, LOGITS // (rows * model.vocab_size)))

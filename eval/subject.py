@@ -1,18 +1,24 @@
 """What is evaluated: a model, the dataset it was trained on if that is known, and where its reports go."""
 
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from eval.models.language_model import LanguageModel
+from eval.world import Done, agreed
 from llm.data import DataConfig, Manifest
-from llm.errors import BraidError, ConfigError, DataError
+from llm.errors import ConfigError, DataError
 from llm.train.world import World
+
+# between lines of progress in a log
+SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -23,9 +29,6 @@ class Trained:
     seed: int
     batch: int
     consumed: int
-
-
-Done = TypeVar("Done")
 
 
 class Pace(Protocol):
@@ -39,7 +42,7 @@ class Pace(Protocol):
 @dataclass(frozen=True)
 class Subject:
     """A loaded model. dataset: that it was trained on, if known. trained: of our own runs. origin: for reports. pace: where each
-    call of the model is one of all ranks, what keeps them in step.
+    call of the model is one of all ranks, what keeps them in step. split: whether all ranks read each text together.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Subject:
     dataset: DataConfig | None = None
     trained: Trained | None = None
     pace: Pace | None = None
+    split: bool = False
 
     def manifest(self, dataset: str | None = None) -> Manifest:
         """A prepared dataset, or the one that the model was trained on. Raises DataError, ConfigError."""
@@ -66,22 +70,37 @@ class Subject:
             )
         return manifest
 
+    def alone(self) -> "Subject":
+        """As one rank by itself sees it."""
+        return replace(self, world=World(0, 1, self.world.device))
+
     def agreed(self, do: Callable[[], Done]) -> Done:
-        """What `do` gives on this rank; where one rank fails, all raise its error, and none waits for it in vain."""
-        done, error = None, None
-        try:
-            done = do()
-        except BraidError as raised:
-            error = raised
-        error = next((found for found in self.world.gather(error) if found is not None), None)
-        if error is not None:
-            raise error
-        return cast(Done, done)
+        """`agreed` by the subject's ranks."""
+        return agreed(self.world, do)
 
     @contextmanager
     def progress(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A bar over `total` units on the first rank's terminal; gives the function that moves it on."""
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        with Progress(*columns, console=Console(stderr=True), transient=True, disable=not self.world.first) as bars:
-            task = bars.add_task(f"{self.name}: {name}", total=total)
-            yield lambda n: bars.advance(task, n)
+        """Gives the function that moves on a bar over `total` units, on the first rank; in a log file, a line every minute."""
+        console = Console(stderr=True)
+        if not self.world.first:
+            yield lambda n: None
+        elif not console.is_terminal:
+            yield Lines(f"{self.name}: {name}", total).advance
+        else:
+            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+            with Progress(*columns, console=console, transient=True) as bars:
+                task = bars.add_task(f"{self.name}: {name}", total=total)
+                yield lambda n: bars.advance(task, n)
+
+
+class Lines:
+    """Progress as lines, `SECONDS` apart at least."""
+
+    def __init__(self, name: str, total: int):
+        self.name, self.total, self.done, self.said = name, total, 0, time.monotonic()
+
+    def advance(self, n: int) -> None:
+        self.done += n
+        if time.monotonic() - self.said >= SECONDS:
+            self.said = time.monotonic()
+            print(f"{self.name} {self.done:,}/{self.total:,}", file=sys.stderr, flush=True)

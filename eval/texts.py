@@ -3,7 +3,7 @@
 import hashlib
 import re
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -30,7 +30,7 @@ class TextConfig:
     field: str = "text"
     dataset: str | None = None
     split: str = "validation"
-    detokenize: str = "none"
+    detokenize: Literal["none", "wikitext"] = "none"
     max_tokens: int | None = None
     max_bytes: int | None = None
     seed: int = 0
@@ -43,8 +43,6 @@ class TextConfig:
                 raise ConfigError(f"{name} ({limit}) must be at least 1; leave it out to use all text")
         if self.seed < 0:
             raise ConfigError(f"seed ({self.seed}) must not be negative")
-        if self.detokenize not in ("none", "wikitext"):
-            raise ConfigError(f"detokenize ({self.detokenize}) must be none or wikitext")
         if self.text is not None and self.dataset is not None:
             raise ConfigError(f"text ({self.text}) and dataset ({self.dataset}) are two texts; give one of them")
 

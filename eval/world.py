@@ -1,18 +1,20 @@
 """The ranks of an evaluation: without DeepSpeed, and with time to wait for the one that works alone."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
-from llm.errors import ConfigError
+from llm.errors import BraidError, ConfigError
 from llm.train.load import check_device
 from llm.train.world import World
 
 PATIENCE = timedelta(days=2)
+Done = TypeVar("Done")
 
 
 @contextmanager
@@ -39,3 +41,16 @@ def world_of_ranks(device: str | None = None) -> Iterator[World]:
     finally:
         if own:
             world.close()
+
+
+def agreed(world: World, do: Callable[[], Done]) -> Done:
+    """What `do` gives on this rank; where one rank fails, all raise its error, and none waits for it in vain."""
+    done, error = None, None
+    try:
+        done = do()
+    except BraidError as raised:
+        error = raised
+    error = next((found for found in world.gather(error) if found is not None), None)
+    if error is not None:
+        raise error
+    return cast(Done, done)

@@ -1,4 +1,8 @@
-"""`python launch/describe.py FILE.yaml... key.path=value...`: what a run's model costs, from its config alone; nothing is built."""
+"""`python launch/describe.py FILE.yaml... key.path=value... [ranks=N]`: what a run costs, from its config alone.
+
+Parameters, FLOPs and state by layer; how sequences cross ranks; the most bytes that a rank holds, of `ranks` (by default as many as
+share a sequence). The last is found by a step on tensors without values: seconds, no memory, no GPU.
+"""
 
 import sys
 from pathlib import Path
@@ -10,6 +14,7 @@ sys.path[:] = [
 ]
 
 from dataclasses import replace
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -17,8 +22,11 @@ from rich.table import Table
 from llm.cost import Cost, model_cost
 from llm.errors import BraidError, ConfigError
 from llm.mixers.ops import ops_of
-from llm.parallel.plan import choose, sent
-from llm.train.config import RunConfig, check_sequence, load_config
+from llm.parallel.plan import choose, sent, sent_back
+from llm.train.config import RunConfig, check_ranks, load_config, micro_batch_of
+from llm.train.rehearsal import Rehearsal, rehearse
+
+RANKS = "ranks="
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,10 +36,9 @@ def main(argv: list[str] | None = None) -> int:
         print(__doc__)
         return 0 if words else 2
     try:
-        config = load_config(words)
-        config.model.check("model")
-        config.parallel.check()
-        check_sequence(config, config.parallel.sequence)
+        config = load_config([word for word in words if not word.startswith(RANKS)])
+        ranks = ranks_of(words, config.parallel.sequence)
+        check_ranks(config, ranks)
         if config.data.sequence_length < 1:
             raise ConfigError(f"data.sequence_length ({config.data.sequence_length}) must be at least 1")
     except BraidError as error:
@@ -40,7 +47,30 @@ def main(argv: list[str] | None = None) -> int:
     Console().print(table(config))
     if config.parallel.sequence > 1:
         Console().print(crossings(config))
+    config = in_bf16(config)
+    with Console(stderr=True).status("rehearsing a step"):
+        rehearsal = rehearse(config, ranks)
+    Console().print(memory(config, ranks, rehearsal))
+    if rehearsal.sent:
+        each = ", ".join(f"{name} {size:,}" for name, size in sorted(rehearsal.sent.items()))
+        Console().print(f"sent per step among ranks that share sequences, all together, in bytes: {each}", highlight=False)
     return 0
+
+
+def ranks_of(words: list[str], default: int) -> int:
+    """The last `ranks=N` of the words. Raises ConfigError."""
+    given = [word.removeprefix(RANKS) for word in words if word.startswith(RANKS)]
+    if given and not (given[-1].isascii() and given[-1].isdigit() and int(given[-1])):
+        raise ConfigError(f"ranks ({given[-1]}) is how many processes train, one per GPU; use a number from 1 up")
+    return int(given[-1]) if given else default
+
+
+def in_bf16(config: RunConfig) -> RunConfig:
+    """`auto` as a GPU decides it, wherever this is read."""
+    if config.train.precision != "auto":
+        return config
+    precision: Literal["fp32", "bf16"] = "bf16" if config.parallel.zero else "fp32"
+    return replace(config, train=replace(config.train, precision=precision))
 
 
 def table(config: RunConfig) -> Table:
@@ -67,8 +97,30 @@ def crossings(config: RunConfig) -> Table:
     for name, layer in config.model.layers.items():
         for op in ops_of(layer.mixer, config.model.width):
             crossing = choose(op, size, length // size, config.parallel.mode)
-            each = 2 * sent(op, crossing, size, length // size) / length
+            each = sum(way(op, crossing, size, length // size) for way in (sent, sent_back)) / length
             shown.add_row(f"{name} ({layer.mixer.kind})", f"{op.name} ({op.family})", str(op.heads), crossing, f"{each:,.1f}")
+    return shown
+
+
+def memory(config: RunConfig, ranks: int, rehearsal: Rehearsal) -> Table:
+    """What a rank holds at the moment when it holds the most."""
+    peak, train = rehearsal.peak, config.train
+    how = f"ZeRO {config.parallel.zero}, {train.precision}, {micro_batch_of(config, ranks)} sequences at once"
+    how += ", activation checkpointing" * train.activation_checkpointing
+    shown = Table(title=f"peak bytes of each of {ranks} rank(s): {how}", title_justify="left")
+    shown.add_column("what")
+    shown.add_column("bytes", justify="right")
+    rows = {
+        "parameters": peak.parameters,
+        "optimizer states, float32 masters": peak.optimizer,
+        "gradients": peak.gradients,
+        "activations kept for the backward pass": peak.activations,
+        f"at work then: {peak.where}": peak.at_work,
+        "buffers of ZeRO": peak.buffers,
+    }
+    for name, size in rows.items():
+        shown.add_row(name, f"{size:,}", end_section=name.startswith("buffers"))
+    shown.add_row("all", f"{peak.total:,}")
     return shown
 
 

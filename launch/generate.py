@@ -1,4 +1,7 @@
-"""`braid-generate RUN --prompt TEXT`: a text that begins with the prompt, streamed from a run folder or checkpoint."""
+"""`braid-generate RUN --prompt TEXT`: a text that begins with the prompt, streamed from a run folder or checkpoint.
+
+Under `torchrun`, `deepspeed` or `srun` on several ranks, a long prompt is split among them.
+"""
 
 import sys
 from pathlib import Path
@@ -10,12 +13,18 @@ sys.path[:] = [
 ]
 
 import argparse
+import os
+from collections.abc import Iterator
 
-import torch
+import torch.distributed as dist
 
+from launch.ranks import settle, without_local_rank
 from llm.errors import BraidError
 from llm.generate import Sampling, generate_text
+from llm.parallel import Ranks
+from llm.split import SplitDecoder
 from llm.train.load import load_model
+from llm.train.world import World
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,18 +34,35 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--prompt", default="", help="the text to go on from; nothing: a new document")
     for name, default in vars(Sampling()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"default {default}")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    words = parser.parse_args(argv)
+    parser.add_argument("--device", help="cpu, cuda, ...; by default this rank's GPU where there is one")
+    words = parser.parse_args(without_local_rank(sys.argv[1:] if argv is None else argv))
     try:
-        model, _, info = load_model(words.run, words.device)
+        settle()
+        world = World.from_environment()
+        model, _, info = load_model(words.run, words.device or world.device)
         sampling = Sampling(words.tokens, words.temperature, words.top_p, words.seed)
-        for piece in generate_text(model, info.tokenizer, words.prompt, sampling):
-            print(piece, end="", flush=True)
-        print()
+        sampling.check()
+        if world.size == 1:
+            write(generate_text(model, info.tokenizer, words.prompt, sampling))
+        else:
+            dist.init_process_group("nccl" if model.embedding.is_cuda else "gloo")
+            split = SplitDecoder(model, Ranks(world.rank, world.size))
+            write(generate_text(split, info.tokenizer, words.prompt, sampling), world.first)
+            world.close()
     except BraidError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def write(pieces: Iterator[str], first: bool = True) -> None:
+    """As they come, on the first rank."""
+    for piece in pieces:
+        if first:
+            print(piece, end="", flush=True)
+    if first:
+        print()
 
 
 if __name__ == "__main__":

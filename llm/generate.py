@@ -16,6 +16,7 @@ from torch import Tensor
 from llm.data import DOCUMENT_TOKEN, load_tokenizer
 from llm.errors import ConfigError, DataError
 from llm.model import Decoder
+from llm.split import SplitDecoder
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,19 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, vocab_size: int) -> list[in
     return ids
 
 
-def generate(model: Decoder, prompt: list[int], sampling: Sampling, stop: int | None = None) -> Iterator[int]:
-    """The ids that follow `prompt`, until `stop` (which is not given out) or `sampling.tokens`. The same seed, the same ids."""
+def generate(model: Decoder | SplitDecoder, prompt: list[int], sampling: Sampling, stop: int | None = None) -> Iterator[int]:
+    """The ids that follow `prompt`, until `stop` (which is not given out) or `sampling.tokens`. The same seed, the same ids.
+
+    Ranks of a SplitDecoder read the prompt together; then the first one goes on alone, and the others give out nothing.
+    """
     sampling.check()
     device = model.embedding.device
     generator = torch.Generator().manual_seed(sampling.seed)
     with torch.no_grad():
         out = model(torch.tensor([prompt], device=device), last_only=True)
+        if isinstance(model, SplitDecoder) and not model.ranks.first:
+            return
+        assert out.logits is not None
         logits_Z, state = out.logits[0, 0], out.state
         for n in range(sampling.tokens):
             token = choose(logits_Z, sampling, generator)
@@ -85,7 +92,7 @@ def choose(logits_Z: Tensor, sampling: Sampling, generator: torch.Generator) -> 
     return int(ids[torch.multinomial(kept, 1, generator=generator)])
 
 
-def generate_text(model: Decoder, tokenizer: Path, prompt: str, sampling: Sampling) -> Iterator[str]:
+def generate_text(model: Decoder | SplitDecoder, tokenizer: Path, prompt: str, sampling: Sampling) -> Iterator[str]:
     """The prompt and what follows it, piece by piece, to the end of the document at most. Raises ConfigError, DataError."""
     sampling.check()
     words = load_tokenizer(tokenizer)

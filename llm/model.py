@@ -26,6 +26,7 @@ from llm.state import State, StateSpec, place, select
 class ModelConfig:
     """width: channels of the residual stream. depth: layers. layers: by name. pattern: names, repeated until depth is reached.
 
+    logit_cap: c, where logits are softly capped to c tanh(logit / c), as in Gemma 2 and xLSTM 7B; null is without.
     mup_base_width: the width at which learning rates were tuned; they then fit this width (Yang et al., arXiv:2203.03466, table 8:
     logits and the rates of hidden matrices shrink by base / width; initial values are muP's anyway). Heads should grow with the
     width at the same size. null: no scaling.
@@ -38,6 +39,7 @@ class ModelConfig:
     pattern: list[str] = field(default_factory=list)
     tie_embeddings: bool = True
     norm_eps: float = 1e-6
+    logit_cap: float | None = None
     mup_base_width: int | None = None
 
     @property
@@ -54,6 +56,10 @@ class ModelConfig:
         for name in ("width", "depth", "vocab_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{where}.{name} ({getattr(self, name)}) must be at least 1")
+        if self.logit_cap is not None and self.logit_cap <= 0:
+            raise ConfigError(
+                f"{where}.logit_cap ({self.logit_cap}) bounds the logits and must be above 0; use 30, or null for none"
+            )
         if self.mup_base_width is not None and self.mup_base_width < 1:
             raise ConfigError(f"{where}.mup_base_width ({self.mup_base_width}) must be at least 1, or null for no scaling")
         if not self.pattern:
@@ -130,17 +136,32 @@ class Decoder(nn.Module):
         last_only: logits of the last token alone, `[B, 1, Z]`. ranks: those that the sequence is split over; tokens, labels and
         what comes out are this rank's, state and docs the whole sequence's.
         """
-        x_BTD, state = self._hidden(tokens_BT, state, docs, ranks)
-        head = self.embedding if self.head is None else self.head
+        x_BTD, state = self.hidden(F.embedding(tokens_BT, self.embedding), state, docs, ranks)
         if labels_BT is not None:
-            loss_sum, z_sum = cross_entropy(x_BTD.flatten(0, 1), head.to(x_BTD.dtype), labels_BT.flatten(), z_loss)
+            head = self.embedding if self.head is None else self.head
+            flat = x_BTD.flatten(0, 1), head.to(x_BTD.dtype), labels_BT.flatten()
+            loss_sum, z_sum = cross_entropy(*flat, z_loss, self.config.logit_cap)
             return Output(None, loss_sum, state, z_sum)
-        return Output(F.linear(x_BTD[:, -1:] if last_only else x_BTD, head), None, state)
+        return Output(self.logits(x_BTD[:, -1:] if last_only else x_BTD), None, state)
 
-    def _hidden(self, tokens_BT: Tensor, state: State | None, docs: Docs | None, ranks: Ranks | None) -> tuple[Tensor, State]:
-        x_BTD = F.embedding(tokens_BT, self.embedding)
+    def logits(self, x_BTD: Tensor) -> Tensor:
+        """`[B, T, Z]`, from what `hidden` returns."""
+        logits, cap = F.linear(x_BTD, self.embedding if self.head is None else self.head), self.config.logit_cap
+        return logits if cap is None else cap * (logits / cap).tanh()
+
+    def hidden(
+        self,
+        x_BTD: Tensor,
+        state: State | None = None,
+        docs: Docs | None = None,
+        ranks: Ranks | None = None,
+        kept: list[Tensor] | None = None,
+    ) -> tuple[Tensor, State]:
+        """From embedded tokens to what the head reads, and the state after the last token. kept: receives each layer's input."""
         new_state: State = {}
         for i, block in enumerate(self.blocks):
+            if kept is not None:
+                kept.append(x_BTD)
             old = None if state is None else {"position": state["position"], **select(state, f"layers.{i}")}
             if self.checkpoint_activations and torch.is_grad_enabled():
                 x_BTD, new = checkpoint(block, x_BTD, old, docs, ranks, use_reentrant=False)

@@ -4,7 +4,7 @@ One method per op family. Each takes the state of that name, keeps documents apa
 state, so that isolation and carrying are written here once and never in a mixer.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llm.docs import Docs, Stretch
 from llm.ops import dispatch, rotary
+from llm.ops.attention.tiles import Scores
 from llm.ops.linear import summary as linear_summary
 from llm.ops.memory.naive import Context, Maps, Memory
 from llm.ops.recurrent.cells import CELLS
@@ -19,8 +20,8 @@ from llm.ops.scan import summary as scan_summary
 from llm.ops.scan.naive import exact
 from llm.parallel import Ranks, crossing
 from llm.parallel import attention as across
-from llm.parallel.crossing import Call
-from llm.parallel.plan import Op, choose
+from llm.parallel.crossing import ByState, Call, Crossed
+from llm.parallel.plan import Op
 from llm.state import State, StateSpec, accumulator
 
 POSITION = StateSpec((), torch.int64)
@@ -111,10 +112,10 @@ class Seq:
         self.new_state: State = {"position": self.whole.position_BT[:, -1] + 1}
         self.ops: list[Op] = []
 
-    def rotary(self, *streams_BTHK: Tensor, theta: float) -> tuple[Tensor, ...]:
-        """Rotary position embedding of each stream, by positions in the document."""
+    def rotary(self, *streams_BTHK: Tensor, theta: float, channels: int | None = None) -> tuple[Tensor, ...]:
+        """Rotary position embedding of each stream, or of its first `channels`, by positions in the document."""
         position_BT = self.here.position_BT
-        return tuple(rotary.rotary(x, position_BT, theta) for x in streams_BTHK)
+        return tuple(rotary.rotary(x, position_BT, theta, channels) for x in streams_BTHK)
 
     def conv(self, name: str, x_BTD: Tensor, weight_DW: Tensor, bias_D: Tensor | None = None) -> Tensor:
         """Short causal depthwise convolution: `[B, T, D]`."""
@@ -128,7 +129,7 @@ class Seq:
 
         call = Call(x_BTD.shape[-1], (x_BTD,), (), (tail,), (2,), run)
         if self.ranks is None:
-            (y,), (self.new_state[name],) = self._alone(self._op(name, "conv", call, tail.shape[1]), call)
+            (y,), (self.new_state[name],) = self._alone(crossing.op_of(name, "conv", call, tail.shape[1]), call)
             return y
         taps = tail.shape[1]
         assert taps <= self.tokens, f"{taps} tokens of a convolution's tail from a rank that holds {self.tokens}"
@@ -153,7 +154,7 @@ class Seq:
         `prefix`: keys and values `[n, G, *]` of no token, which every query sees. `soft_cap` c: scores are c tanh(score / c).
         """
         scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
-        settings = {"window": window, "scale": scale, "soft_cap": soft_cap}
+        scores = Scores(window, scale, soft_cap)
         keys = [f"{name}.{part}" for part in ("k", "v", "valid")]
         cache = tuple(self.state[key] for key in keys)
         cache = (cache[0].to(k_BTGK.dtype), cache[1].to(v_BTGV.dtype), cache[2])
@@ -165,15 +166,15 @@ class Seq:
             (q, k, v), (k_past, v_past, valid) = tokens, state
             k, v = torch.cat([k_past, k], 1), torch.cat([v_past, v], 1)
             shared = tuple(x.transpose(0, 1) for x in per_head) or None
-            y = dispatch.run("attention", stretch.tokens, q, k, v, valid, stretch.starts_BT, prefix=shared, **settings)
+            y = dispatch.run("attention", stretch.tokens, q, k, v, valid, stretch.starts_BT, prefix=shared, **scores._asdict())
             return (y,), across.cache(k, v, valid, stretch, window)
 
         call = Call(q_BTHK.shape[2], (q_BTHK, k_BTGK, v_BTGV), fixed, cache, (2, 2, None), run)
-        op = self._op(name, "attention", call, 0 if window is None else window - 1)
+        op = crossing.op_of(name, "attention", call, None if window is None else window - 1)
         if self.ranks is None:
             (y,), after = self._alone(op, call)
         else:
-            y, after = across.cross(op, call, self.ranks, self.here, self.whole, window)
+            y, after = across.cross(op, call, self.ranks, self.here, self.whole, scores)
         self.new_state |= dict(zip(keys, after, strict=True))
         return y
 
@@ -192,14 +193,13 @@ class Seq:
         tokens = (q_BTGK, k_BTGK, v_BTHV) if fixed else (q_BTGK, k_BTGK, v_BTHV, log_decay)
         state = self.state[name].to(accumulator(v_BTHV.dtype))
         call = Call(v_BTHV.shape[2], tokens, (log_decay,) if fixed else (), (state,), (1,), run)
-        (y,), (self.new_state[name],) = self._cross(
-            name,
-            "linear",
-            call,
-            call.heads * (k_BTGK.shape[-1] if log_decay.ndim == 4 else 1),
-            lambda: linear_summary.linear(k_BTGK, v_BTHV, log_decay, self.here.starts_BT),
-            lambda state, summary: (linear_summary.compose_linear(state[0], linear_summary.Summary(*summary)),),
-        )
+
+        def by_state(ranks):
+            summary = linear_summary.linear(k_BTGK, v_BTHV, log_decay, self.here.starts_BT)
+            return crossing.by_state(call, ranks, self.here, summary, linear_summary.compose_linear)
+
+        transition = call.heads * (k_BTGK.shape[-1] if log_decay.ndim == 4 else 1)
+        (y,), (self.new_state[name],) = self._cross(name, "linear", call, transition, by_state)
         return y
 
     def scan(self, name: str, u_BTD: Tensor, dt_BTD: Tensor, A_DN: Tensor, B_BTGN: Tensor, C_BTGN: Tensor) -> Tensor:
@@ -216,17 +216,18 @@ class Seq:
         (_, state) = exact(u_BTD, self.state[name])
         call = Call(u_BTD.shape[2], (u_BTD, dt_BTD, B_BTGN, C_BTGN), (A_DN,), (state,), (1,), run)
 
-        def final():
-            return run(call.tokens, call.per_head, (torch.zeros_like(state),), self.here)[1][0]
+        starts_BT, A = self.here.starts_BT, A_DN.detach()
 
-        (y,), (self.new_state[name],) = self._cross(
-            name,
-            "scan",
-            call,
-            call.heads,
-            lambda: scan_summary.scan(dt_BTD, self.here.starts_BT, final),
-            lambda state, summary: (scan_summary.compose_scan(state[0], scan_summary.Summary(*summary), A_DN),),
-        )
+        def by_state(ranks):
+            through = scan_summary.steps(dt_BTD.detach(), starts_BT)
+
+            def asked(dy):
+                streams = dt_BTD.detach(), A, C_BTGN.detach(), state.detach(), starts_BT
+                return dispatch.run("scan adjoint", self.tokens, dy, *streams)
+
+            return crossing.by_adjoint(call, ranks, self.here, through, lambda x: scan_summary.fading(x, A), asked)
+
+        (y,), (self.new_state[name],) = self._cross(name, "scan", call, call.heads, by_state)
         return y
 
     def elementwise(self, name: str, x_BTD: Tensor, decay_BTD: Tensor) -> Tensor:
@@ -239,17 +240,15 @@ class Seq:
         (_, state) = exact(x_BTD, self.state[name])
         call = Call(x_BTD.shape[2], (x_BTD, decay_BTD), (), (state,), (1,), run)
 
-        def final():
-            return run(call.tokens, (), (torch.zeros_like(state),), self.here)[1][0]
+        decay, starts_BT = decay_BTD.detach(), self.here.starts_BT
 
-        (h,), (self.new_state[name],) = self._cross(
-            name,
-            "elementwise",
-            call,
-            call.heads,
-            lambda: scan_summary.elementwise(decay_BTD, self.here.starts_BT, final),
-            lambda state, summary: (scan_summary.compose_elementwise(state[0], scan_summary.Summary(*summary)),),
-        )
+        def by_state(ranks):
+            through = scan_summary.product(decay, starts_BT)
+            return crossing.by_adjoint(
+                call, ranks, self.here, through, lambda a: a, lambda dh: scan_summary.elementwise_adjoint(dh, decay, starts_BT)
+            )
+
+        (h,), (self.new_state[name],) = self._cross(name, "elementwise", call, call.heads, by_state)
         return h
 
     def recurrent(self, name: str, cell: str, x_BTHMV: Tensor, R_HMVV: Tensor, bias_HMV: Tensor) -> Tensor:
@@ -287,14 +286,12 @@ class Seq:
             return (h,), after
 
         call = Call(v_BTHV.shape[2], (q_BTHK, k_BTHK, v_BTHV, log_input_BTH, log_forget_BTH), (), state, (1, 1, 1), run)
-        (h,), after = self._cross(
-            name,
-            "mlstm",
-            call,
-            call.heads,
-            lambda: linear_summary.mlstm(k_BTHK, v_BTHV, log_input_BTH, log_forget_BTH, self.here.starts_BT),
-            lambda state, summary: linear_summary.compose_mlstm((state[0], state[1], state[2]), linear_summary.MSummary(*summary)),
-        )
+
+        def by_state(ranks):
+            summary = linear_summary.mlstm(k_BTHK, v_BTHV, log_input_BTH, log_forget_BTH, self.here.starts_BT)
+            return crossing.by_state(call, ranks, self.here, summary, linear_summary.compose_mlstm)
+
+        (h,), after = self._cross(name, "mlstm", call, call.heads, by_state)
         self.new_state |= dict(zip(keys, after, strict=True))
         return h
 
@@ -369,38 +366,18 @@ class Seq:
         self.new_state |= dict(zip(keys, after, strict=True))
         return y, read
 
-    def _op(self, name: str, family: str, call: Call, reach: int = 0, affine: bool = True, transition: int = 0) -> Op:
-        per_token = tuple((x.shape[2], x[0, 0].numel() // x.shape[2]) for x in call.tokens)
-        state = sum(x[0].numel() for x in call.state)
-        return Op(name, family, call.heads, reach, affine, state, transition, per_token, 0)
-
-    def _alone(self, op: Op, call: Call) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def _alone(self, op: Op, call: Call) -> Crossed:
         """Run the op on all of the sequence, and note it."""
         outputs, after = call.run(call.tokens, call.per_head, call.state, self.here)
-        self.ops.append(op._replace(outputs=sum(y[0, 0].numel() for y in outputs)))
+        self.ops.append(op._replace(outputs=sum(crossing.numbers(y[0, 0]) for y in outputs)))
         return outputs, after
 
-    def _cross(
-        self,
-        name: str,
-        family: str,
-        call: Call,
-        transition: int = 0,
-        summary: Callable[[], tuple[Tensor, ...]] | None = None,
-        compose: Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], tuple[Tensor, ...]] | None = None,
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Run the op as it is to cross. summary, compose: as in `crossing.by_state`, for families that have them; then transition
-        is how many numbers multiply the state.
-        """
-        op = self._op(name, family, call, affine=compose is not None, transition=transition)
+    def _cross(self, name: str, family: str, call: Call, transition: int = 0, by_state: ByState | None = None) -> Crossed:
+        """Run the op as it is to cross. transition: how many numbers multiply the state, where it crosses `by_state`."""
+        op = crossing.op_of(name, family, call, affine=by_state is not None, transition=transition)
         if self.ranks is None:
             return self._alone(op, call)
-        crosses = choose(op, self.ranks.size, self.tokens, self.ranks.mode)
-        if crosses == "heads":
-            return crossing.over_heads(call, self.ranks, self.whole)
-        if crosses == "state" and summary is not None and compose is not None:
-            return crossing.by_state(call, self.ranks, self.here, summary(), compose)
-        return crossing.pipelined(call, self.ranks, self.here)
+        return crossing.cross(op, call, self.ranks, self.here, self.whole, by_state)
 
 
 def _memory_keys(name: str, layers: int) -> list[str]:

@@ -15,7 +15,6 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
 from eval.find import Reading, find_model
 from eval.harness.generation import continuations
-from eval.harness.task import alone
 from eval.score import score
 from eval.subject import Subject
 from eval.windows import Piece, cut, offsets
@@ -46,7 +45,7 @@ class BraidLM(TemplateLM):
             world = World.from_environment()
             place = torch.device(device) if device else world.device
             subject = find_model(str(path)).load(World(0, 1, place), Reading(place, dtype, mode))  # type: ignore[arg-type]
-        self.world, self.subject = subject.world, alone(subject)
+        self.world, self.subject = subject.world, subject.alone()
         self.model = subject.model
         self.max_length = int(max_length or self.model.positions or self.model.window or WINDOW)
         self.lanes = 16 if batch_size == "auto" else int(batch_size)

@@ -4,17 +4,14 @@ Local tasks need no network: `configs/eval/lm_eval/` holds some, and `data` is t
 """
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from eval.figures import Figure, Result
 from eval.subject import Subject
 from llm.config import configs_root
 from llm.errors import ConfigError
-from llm.train.world import World
 
 LOCAL = "eval/lm_eval"
 
@@ -106,8 +103,3 @@ def _figures(found: dict[str, Any]) -> Any:
                 error = values.get(f"{metric}_stderr,{kind}")
                 name = f"{task} {metric}" + ("" if kind == "none" else f" {kind}")
                 yield name, Figure(float(value), n, error if isinstance(error, float) else None)
-
-
-def alone(subject: Subject) -> Subject:
-    """The subject of one rank by itself."""
-    return replace(subject, world=World(0, 1, torch.device(subject.model.device)))

@@ -1,6 +1,8 @@
 """Our own decoder as a `LanguageModel`."""
 
+from copy import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,9 +11,12 @@ from llm.cost import model_cost
 from llm.data import DOCUMENT_TOKEN, load_tokenizer
 from llm.data.tokenizer import vocabulary_size
 from llm.docs import Docs
-from llm.errors import DataError
+from llm.errors import ConfigError, DataError
 from llm.model import Decoder
+from llm.parallel import Ranks
+from llm.split import SplitDecoder
 from llm.state import State, StateSpec
+from llm.train.world import World
 
 
 class BraidModel:
@@ -20,7 +25,7 @@ class BraidModel:
     packs = True
     positions = None
 
-    def __init__(self, decoder: Decoder, tokenizer: Path, window: int | None = None):
+    def __init__(self, decoder: Decoder | SplitDecoder, tokenizer: Path, window: int | None = None):
         self.decoder, self.window = decoder, window
         self.vocab_size = decoder.config.vocab_size
         self.tokenizer = load_tokenizer(tokenizer)
@@ -58,6 +63,15 @@ class BraidModel:
 
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def split_model(model: Any, world: World) -> BraidModel:
+    """The model as all ranks run it together, long sequences split among them. Raises ConfigError: it is not our decoder."""
+    if not isinstance(model, BraidModel):
+        raise ConfigError("--split shares a sequence of our own decoder among ranks; leave it out, and each rank takes documents")
+    together = copy(model)
+    together.decoder = SplitDecoder(model.decoder, Ranks(world.rank, world.size))
+    return together
 
 
 def trimmed(state: State, specs: dict[str, StateSpec]) -> State:

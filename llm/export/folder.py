@@ -2,64 +2,104 @@
 
 import json
 import os
-import platform
 import shutil
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import tokenizers
 import torch
 import transformers
-from huggingface_hub import save_torch_state_dict
-from tokenizers.processors import TemplateProcessing
+from torch import Tensor
 
-from llm.data import DOCUMENT_TOKEN, load_tokenizer
-from llm.errors import CheckpointError, DataError
-from llm.export import assemble
+from llm.errors import CheckpointError, ConfigError, did_you_mean
+from llm.export import assemble, native
 from llm.export.card import model_card
 from llm.export.configuration import BraidConfig
-from llm.export.verify import verify
+from llm.export.gguf_file import gguf_architecture, write_gguf
+from llm.export.place import check_place
+from llm.export.tokenizer_files import write_tokenizer
+from llm.export.verify import PARTS, TOLERANCE, same_weights, verify, versions
+from llm.export.weights import SHARD_BYTES, write_shards
 from llm.model import Decoder
 
 ROOT = Path(__file__).resolve().parents[2]
 METADATA = "training_metadata.json"
+# The words that `to` takes beside the names of architectures.
+AUTO, REMOTE = "auto", "remote"
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a folder is made.
+
+    to: `remote`, which holds its own code; the name of an architecture of `transformers`; or `auto`, the first of these that can
+    hold all of the model, and else `remote`. replace: an existing folder gives way. chat_template: a Jinja file. gguf: add a file
+    for llama.cpp. shard_bytes: of the largest file of weights.
+    """
+
+    to: str = AUTO
+    replace: bool = False
+    chat_template: Path | None = None
+    gguf: bool = False
+    shard_bytes: int = SHARD_BYTES
+
+
+def settle(to: str, model: Decoder) -> str:
+    """`remote` or an architecture's name. Raises ConfigError when that architecture cannot hold all of the model."""
+    if to == AUTO:
+        return native.choose(model.config) or REMOTE
+    if to != REMOTE and to not in native.ARCHITECTURES:
+        raise ConfigError(f"--to ({to}) is unknown; {did_you_mean(to, [AUTO, REMOTE, *native.ARCHITECTURES])}")
+    lost = [] if to == REMOTE else native.losses(to, model.config)
+    if lost:
+        more = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise ConfigError(
+            f"--to {to} cannot hold this model without loss ({lost[0]}{more}); use --to remote, which holds every model"
+        )
+    return to
 
 
 def export_folder(
-    model: Decoder, tokenizer: Path, out: Path, metadata: dict[str, Any], context: int, replace: bool = False, root: Path = ROOT
+    model: Decoder,
+    tokenizer: Path,
+    out: Path,
+    metadata: dict[str, Any],
+    context: int,
+    options: ExportOptions = ExportOptions(),
+    weights: Mapping[str, Tensor] | None = None,
+    root: Path = ROOT,
 ) -> dict[str, Any]:
     """Write `out` and return its training_metadata.json. The folder appears whole and verified, or not at all.
 
     Args:
         tokenizer: the run's tokenizer.json. metadata: where the model comes from. context: tokens of a training sequence.
-        replace: an existing `out` gives way. root: the folder of the sources that the modeling file is assembled from.
+        weights: read one by one where `model` is on the meta device; then weights are verified, not logits, which need all of them.
+        root: the folder of the sources that the modeling file is assembled from.
 
     Raises:
         CheckpointError: `out` exists, or the reloaded model is not this one. DataError: the tokenizer does not fit the model.
+        ConfigError: the architecture cannot hold the model.
     """
-    if out.exists() and not replace:
-        raise CheckpointError(f"{out} exists already; choose another folder, delete it, or pass --replace")
-    if out.exists() and not is_export(out):
-        raise CheckpointError(f"{out} is no exported model, so --replace does not delete it; choose another folder")
-    there = next(folder for folder in out.absolute().parents if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        law = "is not writable" if there.is_dir() else "is a file"
-        raise CheckpointError(f"{out} cannot be made: {there} {law}; choose another folder")
-    model = model.float().cpu().eval()
+    target = settle(options.to, model)
+    if options.gguf:
+        gguf_architecture(model.config)
+    _check_out(out, options.replace)
+    if weights is None:
+        model = model.float().cpu().eval()
     out.parent.mkdir(parents=True, exist_ok=True)
     draft, old = (out.with_name(f".{out.name}.{os.getpid()}.{name}") for name in ("tmp", "old"))
     draft.mkdir()
     try:
-        start = _write_tokenizer(draft, tokenizer, model.config.vocab_size, context)
-        _write_code(draft, root)
-        _write_config(draft, model, start)
-        save_torch_state_dict({f"model.{name}": x for name, x in model.state_dict().items()}, draft, max_shard_size="5GB")
-        for weights in draft.glob("*.safetensors"):
-            # written for the owner alone; the rest of the folder follows the umask
-            weights.chmod((draft / "config.json").stat().st_mode)
-        metadata = {**metadata, "versions": versions(), "parity": {"tolerance": 1e-5, "largest_difference": verify(model, draft)}}
+        start = write_tokenizer(draft, tokenizer, model.config.vocab_size, context, options.chat_template)
+        names = _write_model(draft, target, model, start, context, root)
+        _write_weights(draft, names, model, weights or model.state_dict(), options.shard_bytes)
+        if options.gguf:
+            write_gguf(draft / f"{out.name}.gguf", model, weights or model.state_dict(), draft, context)
+        parity = _verified(draft, target, names, model, weights)
+        oldest = "4.57" if target == REMOTE or native.needs(target, model.config) == 4 else "5"
+        made = {"format": target, "needs": f"transformers>={oldest}", "versions": versions(), "parity": parity}
+        metadata = {**metadata, **made}
         (draft / METADATA).write_text(json.dumps(metadata, indent=2, default=str) + "\n")
         (draft / "README.md").write_text(model_card(out.name, model, metadata))
         # the old folder steps aside before the new one takes its name, so that a kill in between loses neither
@@ -72,60 +112,57 @@ def export_folder(
     return metadata
 
 
+def _check_out(out: Path, replace: bool) -> None:
+    """Raise CheckpointError unless a folder can be made at `out`."""
+    if out.exists() and not replace:
+        raise CheckpointError(f"{out} exists already; choose another folder, delete it, or pass --replace")
+    if out.exists() and not is_export(out):
+        raise CheckpointError(f"{out} is no exported model, so --replace does not delete it; choose another folder")
+    check_place(out)
+
+
 def is_export(folder: Path) -> bool:
     """Whether `folder` was written by `export_folder`, or is empty: then it may give way."""
     return folder.is_dir() and (not any(folder.iterdir()) or {"config.json", METADATA} <= {path.name for path in folder.iterdir()})
 
 
-def versions() -> dict[str, str]:
-    """What the export was made with."""
-    libraries = {module.__name__: module.__version__ for module in (torch, transformers, tokenizers, safetensors)}
-    return {"python": platform.python_version(), **libraries}
-
-
-def _write_code(folder: Path, root: Path) -> None:
-    (folder / "modeling_braid.py").write_text(assemble.modeling_source(root))
-    (folder / "configuration_braid.py").write_text(assemble.configuration_source(root))
-
-
-def _write_config(folder: Path, model: Decoder, start: int) -> None:
-    causal = "modeling_braid.BraidForCausalLM"
+def _write_model(folder: Path, target: str, model: Decoder, start: int, context: int, root: Path) -> native.WeightNames:
+    """config.json, generation_config.json and, where the model needs its own, the code. Returns the names of the weights."""
     ids: dict[str, Any] = {"bos_token_id": start, "eos_token_id": start, "pad_token_id": start}
-    config = BraidConfig(
-        braid=asdict(model.config),
-        architectures=["BraidForCausalLM"],
-        auto_map={"AutoConfig": "configuration_braid.BraidConfig", "AutoModel": causal, "AutoModelForCausalLM": causal},
-        dtype="float32",
-        **ids,
-    )
-    config.save_pretrained(folder)
-    transformers.GenerationConfig(**ids).save_pretrained(folder)
-
-
-def _write_tokenizer(folder: Path, path: Path, vocab_size: int, context: int) -> int:
-    """tokenizer.json, which opens every text with the document token, and its config. Returns that token's id."""
-    tokenizer = load_tokenizer(path)
-    start = tokenizer.token_to_id(DOCUMENT_TOKEN)
-    largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
-    if start is None or largest >= vocab_size:
-        raise DataError(
-            f"tokenizer {path} (ids to {largest}, {DOCUMENT_TOKEN}: {start}) does not fit a model of {vocab_size} ids; "
-            "use the tokenizer.json of the model's own run"
+    if target == REMOTE:
+        (folder / "modeling_braid.py").write_text(assemble.modeling_source(root))
+        (folder / "configuration_braid.py").write_text(assemble.configuration_source(root))
+        causal = "modeling_braid.BraidForCausalLM"
+        auto_map = {"AutoConfig": "configuration_braid.BraidConfig", "AutoModel": causal, "AutoModelForCausalLM": causal}
+        config = BraidConfig(
+            braid=asdict(model.config), architectures=["BraidForCausalLM"], auto_map=auto_map, dtype="float32", **ids
         )
-    tokenizer.post_processor = TemplateProcessing(
-        single=f"{DOCUMENT_TOKEN} $A", pair=f"{DOCUMENT_TOKEN} $A $B:1", special_tokens=[(DOCUMENT_TOKEN, start)]
-    )
-    tokenizer.save(str(folder / "tokenizer.json"))
-    names = dict.fromkeys(("bos_token", "eos_token", "pad_token"), DOCUMENT_TOKEN)
-    config = {
-        # 5.x would write a class of its own, which 4.57 cannot load
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        **names,
-        "padding_side": "left",
-        "model_max_length": context,
-        "clean_up_tokenization_spaces": False,
-        "split_special_tokens": True,
-        "vocabulary": largest + 1,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    return start
+        config.save_pretrained(folder)
+        names: native.WeightNames = [(f"model.{name}", (name,)) for name in model.state_dict()]
+    else:
+        architecture = native.ARCHITECTURES[target]
+        head = {"model_type": target, "architectures": [architecture.causal], "dtype": "float32"}
+        values = {**head, **architecture.write(model.config, context), **ids, "transformers_version": transformers.__version__}
+        (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+        names = native.pairs(target, model.config)
+    transformers.GenerationConfig(**ids).save_pretrained(folder)
+    return names
+
+
+def _write_weights(
+    folder: Path, names: native.WeightNames, model: Decoder, weights: Mapping[str, Tensor], shard_bytes: int
+) -> None:
+    empty = {name: torch.empty(x.shape, dtype=torch.float32, device="meta") for name, x in model.state_dict().items()}
+    ours = dict(names)
+    shapes = {theirs: native.joined(theirs, [empty[name] for name in parts]) for theirs, parts in names}
+    write_shards(folder, shapes, lambda name: native.joined(name, [weights[part] for part in ours[name]]), shard_bytes)
+
+
+def _verified(
+    folder: Path, target: str, names: native.WeightNames, model: Decoder, weights: Mapping[str, Tensor] | None
+) -> dict[str, Any]:
+    if weights is not None:
+        same_weights(folder, names, weights)
+        return {"weights": "bit-identical to the checkpoint's; logits were not compared, as the model was not loaded as a whole"}
+    parts = PARTS if target == REMOTE else native.ARCHITECTURES[target].parts()
+    return {"tolerance": TOLERANCE, "largest_difference": verify(model, folder, parts)}

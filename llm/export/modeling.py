@@ -100,18 +100,20 @@ class BraidForCausalLM(GenerationMixin, PreTrainedModel):
     config_class = BraidConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
     # The state cannot be rolled back, which assisted decoding needs.
     _is_stateful = True
 
     def __init__(self, config: BraidConfig):
         super().__init__(config)
         self.model = Decoder(model_config(config.braid))
+        self.gradient_checkpointing = False
         self._no_split_modules = ["Block"]
-        # Decays, norms and biases stay float32 whatever dtype is asked for.
+        self.post_init()
+        # Decays, norms and biases stay float32 whatever dtype is asked for. Behind `post_init`, which in 4.57 takes no whole names.
         self._keep_in_fp32_modules_strict = {
             f"model.{name}" for name, role in parameter_roles(self.model).items() if ROLES[role].float32
         }
-        self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: torch.nn.Module) -> None:
@@ -123,6 +125,33 @@ class BraidForCausalLM(GenerationMixin, PreTrainedModel):
                 start = ROLES[roles[names[parameter]]].start
                 parameter.copy_(start(parameter, generator, self.model.config.depth))
 
+    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
+        # The decoder's own, never re-entrant: with a state that is a dict, re-entrant gradients are silently wrong.
+        self.gradient_checkpointing = self.model.checkpoint_activations = enable
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        """The embedding as a module: a view, whose weight is the model's own parameter."""
+        view = torch.nn.Embedding(0, 0, device="meta")
+        view.num_embeddings, view.embedding_dim = self.model.embedding.shape
+        view.weight = self.model.embedding
+        return view
+
+    def set_input_embeddings(self, value: torch.nn.Module) -> None:
+        self.model.embedding = value.weight
+        self.config.braid["vocab_size"] = self.config.vocab_size = len(self.model.embedding)
+
+    def get_output_embeddings(self) -> torch.nn.Module | None:
+        """The head as a module, likewise; None where the embedding is the head."""
+        if self.model.head is None:
+            return None
+        view = torch.nn.Linear(0, 0, bias=False, device="meta")
+        view.out_features, view.in_features = self.model.head.shape
+        view.weight = self.model.head
+        return view
+
+    def set_output_embeddings(self, value: torch.nn.Module) -> None:
+        self.model.head = value.weight
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -133,12 +162,22 @@ class BraidForCausalLM(GenerationMixin, PreTrainedModel):
         logits_to_keep: int | Tensor = 0,
         return_dict: bool | None = None,
         inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
-        """Logits, and with `labels` (not shifted; -100 is not scored) the loss: nats per label, or sum / num_items_in_batch."""
-        if input_ids is None or inputs_embeds is not None or kwargs.get("output_hidden_states"):
-            raise ValueError("this model takes input_ids, not inputs_embeds, and returns no hidden_states yet")
+        """Logits, and with `labels` (not shifted; -100 is not scored) the loss: nats per label, or sum / num_items_in_batch.
+
+        hidden_states: the embedded tokens and each layer's output, the last one normed, as the head reads it.
+        """
+        if inputs_embeds is None and input_ids is not None:
+            x = torch.nn.functional.embedding(input_ids, self.model.embedding)
+        elif inputs_embeds is not None and input_ids is None:
+            x = inputs_embeds
+        else:
+            raise ValueError("give either input_ids or inputs_embeds")
+        if kwargs.get("output_attentions"):
+            raise ValueError("output_attentions: a recurrent layer has no attention map; leave it out")
         if past_key_values is not None and not isinstance(past_key_values, BraidCache):
             raise ValueError(
                 f"past_key_values ({type(past_key_values).__name__}) must be a BraidCache, which the model makes itself"
@@ -146,14 +185,21 @@ class BraidForCausalLM(GenerationMixin, PreTrainedModel):
         keep = self.config.use_cache and not self.training if use_cache is None else use_cache
         cache = BraidCache() if past_key_values is None and keep else past_key_values
         past = None if cache is None else cache.past
-        docs = self._docs(attention_mask, input_ids.shape[1], past)
-        last = labels is None and isinstance(logits_to_keep, int) and logits_to_keep == 1
-        out = self.model(input_ids, None if past is None else past.state, docs, last_only=last)
+        docs = self._docs(attention_mask, x.shape[1], past)
+        shown = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        layers: list[Tensor] | None = [] if shown else None
+        x, state = self.model.hidden(x, None if past is None else past.state, docs, kept=layers)
         if past is not None:
-            past.state, past.seen, past.is_initialized = out.state, past.seen + input_ids.shape[1], True
-        loss = None if labels is None else self._loss(out.logits, labels, attention_mask, num_items_in_batch)
+            past.state, past.seen, past.is_initialized = state, past.seen + x.shape[1], True
         rows = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        result = CausalLMOutputWithPast(loss=loss, logits=out.logits[:, rows], past_key_values=cache if keep else None)
+        logits = self.model.logits(x if labels is not None else x[:, rows])
+        loss = None if labels is None else self._loss(logits, labels, attention_mask, num_items_in_batch)
+        result = CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits if labels is None else logits[:, rows],
+            past_key_values=cache if keep else None,
+            hidden_states=None if layers is None else (*layers, x),
+        )
         plain = not getattr(self.config, "return_dict", True) if return_dict is None else not return_dict
         return result.to_tuple() if plain else result
 

@@ -3,7 +3,7 @@
 Vaswani et al., arXiv:1706.03762 eq. 1; grouped queries, arXiv:2305.13245; the window counts the token itself, as in Mistral
 (arXiv:2310.06825); per-head RMSNorm of queries and keys before the rotation, as in Qwen3; scores a softly capped to
 c tanh(a / c), as in Gemma 2 (arXiv:2408.00118); an output gate for each channel of each head, y * sigmoid(x W_g) before the
-output projection (arXiv:2505.06708 sec. 2.2, position G1), as in Qwen3-Next.
+output projection (arXiv:2505.06708 sec. 2.2, position G1), as in Qwen3-Next; rotation of a part of the channels, as in GPT-NeoX.
 
 Scores are scaled by head_dim^-1/2; another scale, such as Gemma 2's query_pre_attn_scalar^-1/2, is a factor of q_proj.
 """
@@ -23,7 +23,10 @@ from llm.state import StateSpec
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """kv_heads: None is as many as heads. head_dim: None is width / heads. window, rope_theta, soft_cap: None is without."""
+    """kv_heads: None is as many as heads. head_dim: None is width / heads. window, rope_theta, soft_cap: None is without.
+
+    rope_fraction: of each head's channels, the first ones, that positions turn.
+    """
 
     kind: str = "attention"
     heads: int = MISSING
@@ -31,6 +34,7 @@ class AttentionConfig:
     head_dim: int | None = None
     window: int | None = None
     rope_theta: float | None = 10000.0
+    rope_fraction: float = 1.0
     qk_norm: bool = False
     norm_eps: float = 1e-6
     soft_cap: float | None = None
@@ -40,6 +44,9 @@ class AttentionConfig:
         """Heads, key/value heads, channels per head."""
         return self.heads, self.kv_heads or self.heads, self.head_dim or width // self.heads
 
+    def rope_channels(self, width: int) -> int:
+        return int(self.rope_fraction * self.sizes(width)[2])
+
     def check(self, where: str, width: int) -> None:
         """Raises ConfigError."""
         if self.heads < 1 or (self.head_dim is None and width % self.heads):
@@ -47,8 +54,13 @@ class AttentionConfig:
         H, G, K = self.sizes(width)
         if G < 1 or H % G:
             raise ConfigError(f"{where}.kv_heads ({G}) must divide {where}.heads ({H}); use a divisor of {H}")
-        if self.rope_theta is not None and K % 2:
-            raise ConfigError(f"{where}: rotary positions need an even head_dim ({K}); change it or set {where}.rope_theta=null")
+        if not 0 < self.rope_fraction <= 1:
+            raise ConfigError(
+                f"{where}.rope_fraction ({self.rope_fraction}) is a share of the channels; use 0 < rope_fraction <= 1"
+            )
+        if self.rope_theta is not None and (self.rope_channels(width) % 2 or not self.rope_channels(width)):
+            turned = f"head_dim ({K})" if self.rope_fraction == 1 else f"rope_fraction ({self.rope_fraction}) x head_dim ({K})"
+            raise ConfigError(f"{where}: rotary positions need an even {turned}; change it or set {where}.rope_theta=null")
         if self.window is not None and self.window < 1:
             raise ConfigError(f"{where}.window ({self.window}) counts the token itself; use 1 or more, or null for full attention")
         if self.soft_cap is not None and self.soft_cap <= 0:
@@ -72,6 +84,7 @@ class Attention(Mixer):
         super().__init__()
         self.config = config
         self.heads, self.kv_heads, self.head_dim = config.sizes(width)
+        self.rope_channels = config.rope_channels(width)
         self.q_proj = nn.Linear(width, self.heads * self.head_dim, bias=False)
         self.k_proj = nn.Linear(width, self.kv_heads * self.head_dim, bias=False)
         self.v_proj = nn.Linear(width, self.kv_heads * self.head_dim, bias=False)
@@ -81,15 +94,21 @@ class Attention(Mixer):
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
 
     def mix(self, x_BTD: Tensor, seq: Seq) -> Tensor:
-        q, k, v = (proj(x_BTD).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if self.config.rope_theta is not None:
-            q, k = seq.rotary(q, k, theta=self.config.rope_theta)
+        q, k = self.queries_and_keys(x_BTD, seq)
+        v = self.v_proj(x_BTD).unflatten(-1, (-1, self.head_dim))
         y = seq.attention("attention", q, k, v, window=self.config.window, soft_cap=self.config.soft_cap).flatten(-2)
         if self.gate_proj is not None:
             y = y * self.gate_proj(x_BTD).sigmoid()
         return self.out_proj(y)
+
+    def queries_and_keys(self, x_BTD: Tensor, seq: Seq) -> tuple[Tensor, Tensor]:
+        """(q `[B, T, H, K]`, k `[B, T, G, K]`), normed and turned as they meet."""
+        q, k = (proj(x_BTD).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.config.rope_theta is not None:
+            q, k = seq.rotary(q, k, theta=self.config.rope_theta, channels=self.rope_channels)
+        return q, k
 
     def state_spec(self) -> dict[str, StateSpec]:
         return named("attention", attention_state(self.kv_heads, self.head_dim, self.head_dim, self.config.window))

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 HERE = Path(__file__).parent
 HEADERS = [HERE / name for name in ("simd.h", "gemm.h", "rows.h")]
@@ -29,8 +30,11 @@ SUFFIX = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bflo
 
 
 def usable(x: Tensor, source: str) -> bool:
-    """Whether the loop of `source` (a path under llm/ops) can run on `x`: a plain tensor on the CPU, and a compiler found."""
-    plain = x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
+    """Whether the loop of `source` (a path under llm/ops) can run on `x`: a tensor on the CPU, and a compiler found.
+
+    A tensor without values (FakeTensor) passes for one with them: what is made for the loop is then what a run makes.
+    """
+    plain = x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter, FakeTensor) and not torch.compiler.is_compiling()
     return plain and _library(source) is not None
 
 
@@ -41,6 +45,8 @@ def call(source: str, function: str, dtype: torch.dtype, *arguments: Tensor | fl
     """
     library = _library(source)
     assert library is not None, f"{source}: call it only where it is usable"
+    if any(isinstance(a, FakeTensor) for a in arguments):
+        return
     values = [_argument(a) for a in (*arguments, torch.get_num_threads())]
     getattr(library, f"{function}_{SUFFIX[dtype]}")(*values)
 

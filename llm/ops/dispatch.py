@@ -27,6 +27,7 @@ from llm.ops.recurrent import chunk as recurrent_chunk
 from llm.ops.recurrent import naive as recurrent_naive
 from llm.ops.scan import chunk as scan_chunk
 from llm.ops.scan import naive as scan_naive
+from llm.ops.scan import summary as scan_summary
 
 # family -> (one token, many tokens)
 IMPLEMENTATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
@@ -37,6 +38,7 @@ IMPLEMENTATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "memory": (memory_naive.memory, memory_chunk.memory),
     "recurrent": (recurrent_naive.recurrent, recurrent_chunk.recurrent),
     "scan": (scan_naive.scan, scan_chunk.scan),
+    "scan adjoint": (scan_summary.scan_adjoint, scan_summary.scan_adjoint),
     "context": (memory_naive.context, context_chunk.context),
     "mlstm": (linear_naive.mlstm, mlstm_chunk.mlstm),
 }

@@ -12,7 +12,7 @@ static constexpr int64_t VECTOR_BYTES = 32, TILE_ROWS = 4;
 #endif
 
 template <class T> struct Vector {
-    typedef T type __attribute__((vector_size(VECTOR_BYTES), aligned(alignof(T))));
+    typedef T type __attribute__((vector_size(VECTOR_BYTES), aligned(alignof(T)), may_alias));
     static constexpr int64_t size = VECTOR_BYTES / sizeof(T);
 };
 
@@ -62,8 +62,7 @@ INLINE void tile(int64_t first, int64_t last, View<E> a, View<E> b, T* c, int64_
     using Vec = typename Vector<T>::type;
     Vec sum[R][N] = {};
     for (int64_t k = first; k < last; k++) {
-        Vec bk[N];
-        std::memcpy(bk, b.units + k * b.row, sizeof(bk));
+        const Vec* bk = reinterpret_cast<const Vec*>(b.units + k * b.row);
         for (int64_t i = 0; i < R; i++)
             for (int64_t j = 0; j < N; j++) add_product(sum[i][j], a.units[i * a.row + k * a.column], bk[j]);
     }
@@ -80,8 +79,9 @@ INLINE void tile(int64_t first, int64_t last, View<E> a, View<E> b, T* c, int64_
 enum Triangle { FULL, LOWER, UPPER, LOWER_OUT };
 
 // c [M, N] = keep c + factor[i] a [M, K] b [K, N]. M is a multiple of TILE_ROWS, N of the vector, K of the unit; b's column is 1.
+// Not inlined: among others' variables the sums would not stay in registers.
 template <class E>
-static void gemm(int64_t M, int64_t N, int64_t K, View<E> a, View<E> b, typename Units<E>::sum* c, int64_t ldc,
+__attribute__((noinline)) static void gemm(int64_t M, int64_t N, int64_t K, View<E> a, View<E> b, typename Units<E>::sum* c, int64_t ldc,
                  Triangle triangle = FULL, typename Units<E>::sum keep = 0, const typename Units<E>::sum* factor = nullptr) {
     using T = typename Units<E>::sum;
     constexpr int64_t W = Vector<T>::size, unit = Units<E>::size;

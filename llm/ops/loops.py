@@ -19,6 +19,7 @@ LOOPS: dict[str, tuple[str, Callable[..., Any]]] = {
     "mlstm": (linear_loop.SOURCE, linear_loop.mlstm),
     "recurrent": (recurrent_loop.SOURCE, recurrent_loop.recurrent),
     "scan": (scan_loop.SOURCE, scan_loop.scan),
+    "scan adjoint": (scan_loop.SOURCE, scan_loop.scan_adjoint),
 }
 
 

@@ -1,4 +1,4 @@
-"""How attention crosses from rank to rank: over heads, by a halo of its window, or with all keys and values on every rank.
+"""How attention crosses from rank to rank: over heads, by a halo of its window, or with keys and values that go round a ring.
 
 Its state is the cache: keys, values `[B, S, G, ...]`, and which of them belong to the document at hand.
 """
@@ -8,39 +8,35 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llm.docs import Stretch
+from llm.ops.attention.tiles import Scores
 from llm.parallel import collectives, crossing
 from llm.parallel.crossing import Call, Tensors
 from llm.parallel.plan import Op, choose
 from llm.parallel.ranks import Ranks
+from llm.parallel.ring import ring
 
 
-def cross(op: Op, call: Call, ranks: Ranks, here: Stretch, whole: Stretch, window: int | None) -> tuple[Tensor, Tensors]:
+def cross(op: Op, call: Call, ranks: Ranks, here: Stretch, whole: Stretch, scores: Scores) -> tuple[Tensor, Tensors]:
     """(the rank's outputs, the cache behind the last token). here, whole: the rank's tokens, and those of all."""
     crosses = choose(op, ranks.size, here.tokens, ranks.mode)
-    if crosses == "gathered":
-        return _gathered(call, ranks, here, whole, window)
+    if crosses == "ring":
+        return _ring(call, ranks, whole, scores)
     if crosses == "heads":
         (y,), after = crossing.over_heads(call, ranks, whole)
         return y, after
     _, k, v = call.tokens
-    (y,), after = crossing.by_halo(call, ranks, here, cache(k, v, call.state[2][:, :0], here, window))
+    (y,), after = crossing.by_halo(call, ranks, here, cache(k, v, call.state[2][:, :0], here, scores.window))
     return y, after
 
 
-def _gathered(call: Call, ranks: Ranks, here: Stretch, whole: Stretch, window: int | None) -> tuple[Tensor, Tensors]:
-    (q, *own), (k_past, v_past, valid) = call.tokens, call.state
-    k, v = (collectives.gather(x, ranks, 1) for x in own)
-    before = Stretch(whole.docs, whole.offset_B, 0, here.first, whole.fresh)
-    past = (k_past, v_past, valid)
-    if before.tokens:
-        near = slice(0 if window is None else max(0, before.tokens - window + 1), before.tokens)
-        past = (
-            torch.cat([k_past, k[:, near]], 1),
-            torch.cat([v_past, v[:, near]], 1),
-            torch.cat([valid & before.unbroken_B(valid)[:, None], before.in_last_BT(valid)[:, near]], 1),
-        )
-    (y,), _ = call.run((q, *own), call.per_head, past, here)
-    after = cache(torch.cat([k_past, k], 1), torch.cat([v_past, v], 1), valid, whole, window)
+def _ring(call: Call, ranks: Ranks, whole: Stretch, scores: Scores) -> tuple[Tensor, Tensors]:
+    (q, k, v), (k_past, v_past, valid) = call.tokens, call.state
+    prefix = (call.per_head[0].transpose(0, 1), call.per_head[1].transpose(0, 1)) if call.per_head else None
+    y = ring(q, k, v, (k_past, v_past, valid), prefix, ranks, whole, scores)
+    if not ranks.states:
+        return y, call.state
+    k, v = (collectives.gather(x, ranks, 1) for x in (k, v))
+    after = cache(torch.cat([k_past, k], 1), torch.cat([v_past, v], 1), valid, whole, scores.window)
     return collectives.tied(y, k, v), after
 
 

@@ -3,10 +3,11 @@
 A value that several ranks use gets the sum of their gradients. Every function is called by all ranks of the group in one order,
 forwards because they run one program. Backwards too: of the nodes that are ready, autograd takes the one that was made last, and
 what a node waits for was made after it; so the nodes run in the reverse of the order in which the program made them, on every rank,
-as long as each is reached on every rank. `tied` sees to that where a rank has no use for what it was given.
+as long as each is reached on every rank. `tied` sees to that where a rank has no use for what it was given; `loss.backward()` does,
+but not `torch.autograd.grad`, which leaves out what leads to none of its inputs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -62,6 +63,17 @@ def send(y: Tensor, state: tuple[Tensor, ...], ranks: Ranks) -> Tensor:
     return _Send.apply(ranks, y, *state)
 
 
+def from_right(
+    y: Tensor, after: Tensor, decays: Sequence[Tensor], adjoint: Callable[[Tensor], Tensor], ranks: Ranks
+) -> tuple[Tensor, Tensor]:
+    """(y, after), where the gradient of `after`, the state behind the rank's tokens, is what all later ranks ask of it.
+
+    decays: of this rank and the later ones, what the state is multiplied by. adjoint: y's gradient -> what it asks of the state
+    before the rank's tokens. Only the last rank's `after` may have a gradient of its own.
+    """
+    return _FromRight.apply(y, after, ranks, adjoint, *decays)
+
+
 def tied(y: Tensor, *shared: Tensor) -> Tensor:
     """y, which makes every rank come by in the backward of what they exchanged, also one that had no use for it."""
     return _Tied.apply(y, *shared)
@@ -91,16 +103,37 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x, ranks, dim):
         ctx.ranks, ctx.dim = ranks, dim
-        x = x.contiguous()
-        parts = [torch.empty_like(x) for _ in range(ranks.size)]
-        dist.all_gather(parts, x, group=ranks.group)
-        return torch.cat(parts, dim)
+        return _gathered(x, ranks, dim)
 
     @staticmethod
     def backward(ctx: Any, dy):
         # a reduce-scatter, summed here in the order of ranks
         parts = _all_to_all(list(dy.chunk(ctx.ranks.size, ctx.dim)), ctx.ranks)
         return sum(parts[1:], parts[0]), None, None
+
+
+def _gathered(x: Tensor, ranks: Ranks, dim: int) -> Tensor:
+    x = x.contiguous()
+    parts = [torch.empty_like(x) for _ in range(ranks.size)]
+    dist.all_gather(parts, x, group=ranks.group)
+    return torch.cat(parts, dim)
+
+
+class _FromRight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y, after, ranks, adjoint, *decays):
+        ctx.ranks, ctx.adjoint = ranks, adjoint
+        ctx.save_for_backward(*decays)
+        return y.view_as(y), after.view_as(after)
+
+    @staticmethod
+    def backward(ctx: Any, dy, dafter):
+        own, *later = ctx.saved_tensors
+        asked = ctx.adjoint(dy) + own.conj() * dafter
+        everyone = _bytes(asked[None], lambda x: _gathered(x, ctx.ranks, 0)).unbind()
+        for a, more in zip(later[::-1], everyone[: ctx.ranks.rank : -1], strict=True):
+            dafter = a.conj() * dafter + more
+        return dy, dafter, None, None, *(None for _ in ctx.saved_tensors)
 
 
 class _Tied(torch.autograd.Function):
@@ -120,21 +153,30 @@ class _Shift(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x, ranks, step):
         ctx.ranks, ctx.step = ranks, step
-        return _shifted(x, ranks, step)
+        return shifting(x, ranks, step)()
 
     @staticmethod
     def backward(ctx: Any, dy):
-        return _shifted(dy, ctx.ranks, -ctx.step), None, None
+        return shifting(dy, ctx.ranks, -ctx.step)(), None, None
 
 
-def _shifted(x: Tensor, ranks: Ranks, step: int) -> Tensor:
+def shifting(x: Tensor, ranks: Ranks, step: int) -> Callable[[], Tensor]:
+    """Sends x to the rank `step` further on. What is returned waits for what the one as far before sent; zeros where none is.
+
+    Not differentiable.
+    """
     size, to, origin = x.numel(), ranks.rank + step, ranks.rank - step
     out_sizes = [size * (k == origin) for k in range(ranks.size)]
     in_sizes = [size * (k == to) for k in range(ranks.size)]
     got = x.new_empty(sum(out_sizes))
     sent = x.contiguous().flatten() if sum(in_sizes) else x.new_empty(0)
-    dist.all_to_all_single(got, sent, out_sizes, in_sizes, group=ranks.group)
-    return got.view_as(x) if sum(out_sizes) else torch.zeros_like(x)
+    work = dist.all_to_all_single(got, sent, out_sizes, in_sizes, group=ranks.group, async_op=True)
+
+    def wait() -> Tensor:
+        work.wait()
+        return got.view_as(x) if sum(out_sizes) else torch.zeros_like(x)
+
+    return wait
 
 
 class _FromLast(torch.autograd.Function):

@@ -166,10 +166,25 @@ def check(config: RunConfig, world_size: int, manifest: Manifest) -> None:
         raise ConfigError(f"name ({config.name!r}) names the run's folder; use letters, digits, dashes")
     if config.grow_vocab and config.init_from is None:
         raise ConfigError("grow_vocab (true) has no effect without init_from; remove it")
+    check_ranks(config, world_size)
+    config.data.check("data")
+    if config.data.packing == "contiguous":
+        check_carried(config.model)
+    vocabulary = manifest.tokenizer.vocabulary
+    if config.model.vocab_size < vocabulary:
+        raise ConfigError(
+            f"model.vocab_size ({config.model.vocab_size}) must hold the {vocabulary} ids of {manifest.tokenizer_path}; "
+            f"set model.vocab_size={vocabulary}"
+        )
+    # refuses an empty split, sources shorter than a sequence, and settings of the order that cannot work
+    TokenStream(manifest, "train", config.data, config.seed, config.train.batch)
+
+
+def check_ranks(config: RunConfig, world_size: int) -> None:
+    """The laws between model, settings of training and ranks, whatever the dataset. Raises ConfigError."""
     config.model.check("model")
     config.train.check()
     config.parallel.check()
-    config.data.check("data")
     check_sequence(config, world_size)
     _check_batch(config.train, data_ranks(config, world_size))
     if config.train.precision == "bf16" and config.parallel.zero == 0:
@@ -182,16 +197,6 @@ def check(config: RunConfig, world_size: int, manifest: Manifest) -> None:
             f"parallel.offload ({config.parallel.offload}) keeps gradients in host memory, where Muon's ranks cannot exchange "
             "matrices; use train.optimizer.kind=adamw, or parallel.offload=none"
         )
-    if config.data.packing == "contiguous":
-        check_carried(config.model)
-    vocabulary = manifest.tokenizer.vocabulary
-    if config.model.vocab_size < vocabulary:
-        raise ConfigError(
-            f"model.vocab_size ({config.model.vocab_size}) must hold the {vocabulary} ids of {manifest.tokenizer_path}; "
-            f"set model.vocab_size={vocabulary}"
-        )
-    # refuses an empty split, sources shorter than a sequence, and settings of the order that cannot work
-    TokenStream(manifest, "train", config.data, config.seed, config.train.batch)
 
 
 def check_sequence(config: RunConfig, world_size: int) -> None:
@@ -211,20 +216,20 @@ def check_sequence(config: RunConfig, world_size: int) -> None:
     for name, layer in config.model.layers.items():
         for op in ops_of(layer.mixer, config.model.width):
             where = f"model.layers.{name}.mixer ({layer.mixer.kind})"
-            if op.family == "conv" and op.reach > tokens // size:
+            if op.family == "conv" and op.reach is not None and op.reach > tokens // size:
                 raise ConfigError(
                     f"{where} looks {op.reach} tokens back, more than the {tokens // size} that a rank holds with "
                     f"parallel.sequence ({size}); use a longer sequence or fewer ranks"
                 )
-            if parallel.mode == "heads" and op.family != "conv" and op.heads % size:
-                works = [n for n in range(1, world_size + 1) if world_size % n == 0 and op.heads % n == 0]
+            if parallel.mode == "heads" and op.family != "conv" and op.heads < size:
+                works = [n for n in range(1, world_size + 1) if world_size % n == 0 and n <= op.heads]
                 raise ConfigError(
-                    f"{where} has {op.heads} heads, which parallel.sequence ({size}) must divide with parallel.mode=heads; "
-                    f"use parallel.sequence in {works}, or parallel.mode=auto"
+                    f"{where} has {op.heads} heads, fewer than the ranks (parallel.sequence {size}) that parallel.mode=heads deals "
+                    f"them to; use parallel.sequence in {works}, or parallel.mode=auto"
                 )
             if parallel.mode == "state" and not op.affine:
                 raise ConfigError(
-                    f"{where} has a recurrence ({op.family}) that is not affine in its state, so parallel.mode (state) cannot "
+                    f"{where} has a recurrence ({op.family}) whose state does not compose, so parallel.mode (state) cannot "
                     "split it; use parallel.mode=auto, which takes heads or a pipeline there"
                 )
 

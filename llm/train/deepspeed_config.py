@@ -10,16 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llm.cost import model_cost
 from llm.model import Decoder
 from llm.parallel import Ranks
 from llm.train.config import RunConfig, accumulation_of, micro_batch_of
-from llm.train.precision import casts_model
+from llm.train.engine_bytes import bucket_size
+from llm.train.precision import KEPT_WHOLE, casts_model
 
 
 def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
     """DeepSpeed's dict. Learning rates are set by the loop at every step, so it names no scheduler."""
     stage = config.parallel.zero
     micro_batch, accumulation = micro_batch_of(config, world_size), accumulation_of(config, world_size)
+    parameters = model_cost(config.model, config.data.sequence_length).parameters
     settings: dict[str, Any] = {
         # more than the batch where rows that are not scored make the ranks' shares alike
         "train_batch_size": world_size * micro_batch * accumulation,
@@ -27,7 +30,7 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
         "gradient_accumulation_steps": accumulation,
         # at stage 0 the loop clips, because DeepSpeed would keep the norm to itself
         "gradient_clipping": (config.train.clip or 0.0) if stage else 0.0,
-        "zero_optimization": zero_section(stage, config.parallel.offload),
+        "zero_optimization": zero_section(stage, parameters, config.parallel.offload),
         # torch's fused AdamW runs on CPUs too, and needs no build as DeepSpeed's does
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1 << 60,
@@ -47,17 +50,19 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
     return settings
 
 
-def zero_section(stage: int, offload: str = "none") -> dict[str, Any]:
-    """Settings of ZeRO."""
+def zero_section(stage: int, parameters: int, offload: str = "none") -> dict[str, Any]:
+    """Settings of ZeRO. Its bucket is taken whole at every backward pass, so it is never larger than the model's gradients."""
     if stage == 0:
         return {"stage": 0}
     section: dict[str, Any] = {
         "stage": stage,
+        "reduce_bucket_size": bucket_size(parameters),
         "overlap_comm": torch.cuda.is_available(),
         "contiguous_gradients": True,
         # in the order of parameters, and one flat tensor per group: as llm/train/layout.py has it
         "round_robin_gradients": False,
         "sub_group_size": 10**12,
+        "stage3_param_persistence_threshold": KEPT_WHOLE,
     }
     if offload == "optimizer":
         section["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}

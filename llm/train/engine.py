@@ -40,7 +40,9 @@ def create_engine(config: RunConfig, world: World, ranks: Ranks | None = None, f
     decoder = Decoder.create(config.model, config.seed, world.device)
     decoder.checkpoint_activations = config.train.activation_checkpointing
     prepare(decoder, config)
-    optimizer = create_optimizer(config.train.optimizer, decoder, config.parallel.zero, config.train.precision, config.seed)
+    optimizer = create_optimizer(
+        config.train.optimizer, decoder, config.parallel.zero, config.train.precision, config.seed, config.model.width_ratio
+    )
     if folder is not None and world.first:
         report_parameters(decoder, optimizer, folder)
     settings = deepspeed_config(config, world.size)

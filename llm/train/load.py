@@ -1,10 +1,12 @@
 """A trained model from its files, outside training: no process group, no DeepSpeed, no pickle."""
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from llm.errors import CheckpointError, ConfigError
 from llm.model import Decoder
@@ -40,8 +42,7 @@ def load_model(
     """
     check_device(device)
     checkpoint = find_checkpoint(Path(run_or_checkpoint))
-    config = read_config(checkpoint / files.CONFIG)
-    progress = json.loads((checkpoint / files.PROGRESS).read_text())
+    config, info = what_it_is(checkpoint)
     with torch.device("meta"):
         model = Decoder(config.model)
     pieces = Pieces.merged([Pieces.read(checkpoint, files.shards_in(checkpoint, files.WEIGHTS))])
@@ -57,9 +58,33 @@ def load_model(
         model.to(dtype)
     model.to_empty(device=device)
     fill(pieces, [Wanted(name, 0, parameter.detach().view(-1)) for name, parameter in model.named_parameters()])
+    return model.eval(), config, info
+
+
+def what_it_is(checkpoint: Path) -> tuple[RunConfig, CheckpointInfo]:
+    """The config of the run that a checkpoint is of, and which one it is."""
+    progress = json.loads((checkpoint / files.PROGRESS).read_text())
     run = checkpoint.parents[1] if (checkpoint.parents[1] / files.CONFIG).is_file() else None
     info = CheckpointInfo(checkpoint, run, progress["step"], progress["tokens"], checkpoint / files.TOKENIZER)
-    return model.eval(), config, info
+    return read_config(checkpoint / files.CONFIG), info
+
+
+class CheckpointWeights(Mapping[str, Tensor]):
+    """A checkpoint's weights by name, each read when it is asked for."""
+
+    def __init__(self, checkpoint: Path):
+        self.pieces = Pieces.merged([Pieces.read(checkpoint, files.shards_in(checkpoint, files.WEIGHTS))])
+
+    def __getitem__(self, name: str) -> Tensor:
+        x = torch.empty(self.pieces.shapes[name])
+        fill(self.pieces, [Wanted(name, 0, x.view(-1))])
+        return x
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.pieces.shapes)
+
+    def __len__(self) -> int:
+        return len(self.pieces.shapes)
 
 
 def check_device(device: torch.device | str) -> None:

@@ -26,6 +26,7 @@ from llm.train.run_folder import RunFolder
 from llm.train.save import Saver
 from llm.train.schedule import learning_rate
 from llm.train.scheduled import Evaluation
+from llm.train.sent import Sent
 from llm.train.stop import StopRequest
 from llm.train.validate import SPLIT, validate
 from llm.train.world import World
@@ -48,6 +49,7 @@ class Run:
     held_out: HeldOutBatches | None
     evaluate: Evaluation | None
     meter: Meter
+    sent: Sent
     writer: Writer | None
     saver: Saver
     step: int
@@ -87,8 +89,8 @@ def train(config: RunConfig, folder: RunFolder, world: World, manifest: Manifest
         carried = Carried.of(config, batches)
         if carried is not None and checkpoint is not None:
             carried.load(checkpoint, world)
-        meter = create_meter(config, world)
-        run = Run(config, folder, world, engine, batches, carried, held_out, evaluate, meter, writer, saver, step)
+        meter, sent = create_meter(config, world), Sent(world, ranks)
+        run = Run(config, folder, world, engine, batches, carried, held_out, evaluate, meter, sent, writer, saver, step)
         with StopRequest() as stop:
             loop(run, stop)
         return run.step
@@ -113,7 +115,8 @@ def loop(run: Run, stop: StopRequest) -> None:
         data_wait = time.perf_counter() - waiting
         lr = learning_rate(settings.schedule, settings.optimizer.lr, run.step, settings.steps)
         votes, copied = (bool(stop), *run.saver.votes()), run.saver.copied
-        result = optimizer_step(run.engine, micro_batches, lr, settings.clip, run.world, votes, run.carried, copied, run.step)
+        with run.sent:
+            result = optimizer_step(run.engine, micro_batches, lr, settings.clip, run.world, votes, run.carried, copied, run.step)
         run.meter.add(result, data_wait)
         saving = last or due(run.step, settings.checkpoint_every)
         logging = saving or due(run.step, settings.log_every)
@@ -139,7 +142,7 @@ def loop(run: Run, stop: StopRequest) -> None:
 
 def report(run: Run, lr: float, validating: bool, evaluating: bool) -> None:
     """Write a record, with validation and evaluation where they are due; then the loss curve is drawn anew."""
-    record = run.meter.read(run.step, lr) | run.saver.stall()
+    record = run.meter.read(run.step, lr) | run.sent.read() | run.saver.stall()
     if run.config.data.on_corrupt == "substitute":
         # damaged sequences that other ones stand for, of all ranks since this start
         record["substituted"] = run.world.sum(torch.tensor(run.batches.stream.substituted, device=run.world.device)).item()

@@ -11,6 +11,8 @@ from llm.model import Decoder
 from llm.train.config import RunConfig
 
 AUTOCAST_STAGE = 3
+# values of a parameter up to which every rank keeps it whole under stage 3, from the first step on, as it is and not in bf16
+KEPT_WHOLE = 100_000
 
 
 def resolved(config: RunConfig, device: torch.device) -> tuple[RunConfig, str]:
@@ -43,12 +45,12 @@ def casts_model(config: RunConfig) -> bool:
 
 def prepare(model: Decoder, config: RunConfig) -> None:
     """For bf16 at stages 1 and 2 parameters become bf16, at stage 3 they are gathered and reduced in it; except those whose role is
-    kept in float32.
+    kept in float32, and small ones at stage 3: gathered in bf16 at the first step, they would be float32 at the next.
     """
     if casts_model(config):
         cast_model(model)
     elif config.train.precision == "bf16":
-        for parameter in unpinned(model):
+        for parameter in (parameter for parameter in unpinned(model) if parameter.numel() > KEPT_WHOLE):
             # what DeepSpeed's `lower_precision_safe_modules` sets on parameters of whole classes of modules
             parameter.comm_dtype = torch.bfloat16  # type: ignore[attr-defined]
 

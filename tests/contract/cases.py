@@ -18,6 +18,7 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("attention", {"heads": 2, "window": 9}),
     ("attention", {"heads": 4, "kv_heads": 2, "window": 100, "rope_theta": None}),
     ("attention", {"heads": 2, "window": 1}),
+    ("attention", {"heads": 2, "rope_fraction": 0.5}),
     ("attention", {"heads": 4, "kv_heads": 2, "soft_cap": 1.0, "gate": True}),
     ("attention", {"heads": 2, "window": 70, "soft_cap": 2.0}),
     ("mamba", {"state": 3, "taps": 2, "dt_rank": 2}),

@@ -1,6 +1,7 @@
 """From a run folder to reports, a text and a refusal, by the commands themselves, from a folder that is not the checkout."""
 
 import json
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -77,6 +78,16 @@ def test_what_is_done_is_not_done_again(run, capsys, monkeypatch):
     assert seconds(f"text={text}") == one
     text.write_text("a cold bright day\n")
     assert seconds(f"text={text}") != one
+
+
+def test_a_log_file_is_told_of_progress_once_a_minute(subject, monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with subject.progress("batches", 9000) as advance:
+        for _ in range(9):
+            now[0] += 25
+            advance(1000)
+    assert capsys.readouterr().err.splitlines() == [f"test: batches {n},000/9,000" for n in (3, 6, 9)]
 
 
 def test_sources_have_a_table_of_their_own(run, tmp_path, monkeypatch):

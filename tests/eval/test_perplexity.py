@@ -135,7 +135,6 @@ def test_limits_take_whole_documents_in_one_order(subject):
         ({"stride": 4}, r"stride \(4\) has no effect with rule=stream"),
         ({"rule": "window", "window": 4, "stride": 5}, r"stride \(5\) must be between 1 and the window \(4\)"),
         ({"text": "a", "dataset": "b"}, r"two texts"),
-        ({"detokenize": "ptb"}, r"detokenize \(ptb\)"),
     ],
 )
 def test_bad_settings_are_refused(subject, values, sentence):

@@ -19,11 +19,11 @@ SUITE = (
 )
 
 
-def measure(rank: int, folder: str, out: str) -> int:
+def measure(rank: int, folder: str, out: str, *more: str) -> int:
     os.chdir(folder)
     # several groups of documents, so that each rank has some
     lanes.LANE_TOKENS = 8
-    return evaluate(["--model", "small", "--device", "cpu", "--out", out, "suite.yaml"])
+    return evaluate(["--model", "small", "--device", "cpu", "--out", out, *more, "suite.yaml"])
 
 
 def test_two_ranks_measure_what_one_does(subject, tmp_path, monkeypatch):
@@ -38,6 +38,13 @@ def test_two_ranks_measure_what_one_does(subject, tmp_path, monkeypatch):
         two, one = (read(tmp_path / ranks, task) for ranks in ("two", "one"))
         assert (two["ranks"], one["ranks"]) == (2, 1)
         assert (two["figures"], two["details"], two["key"]) == (one["figures"], one["details"], one["key"])
+    # every text split over both ranks: the same tokens, with other rounding
+    assert run_ranks(measure, 2, str(tmp_path), "split", "--split", timeout=120, connect=False) == [2, 2]
+    for task in ("perplexity", "rolling"):
+        split, one = (read(tmp_path / how, task) for how in ("split", "one"))
+        assert split["details"]["text"] == one["details"]["text"]
+        for name, figure in one["figures"].items():
+            assert split["figures"][name]["value"] == pytest.approx(figure["value"], rel=1e-6), f"{task}, {name}"
 
 
 def read(out: Path, task: str) -> dict:

@@ -84,6 +84,7 @@ def test_a_run_measures_what_its_checkpoints_are(folder, kinds, capfd):
             inside = json.loads((run / "report" / f"step-{step}" / "eval-perplexity.json").read_text())
             assert inside["figures"]["bits_per_byte"]["n"] == figure["n"]
     said = capfd.readouterr().out
+    assert "step 4: perplexity: nats per token" in said
     assert "step 2: evaluation left out after 1e-09 minutes" in said
     assert "step 2: evaluation left out: text (nowhere) does not exist" in said
     assert not any(name in record for left in ("late", "none") for record in metrics(folder / "runs" / left).values())

@@ -1,5 +1,6 @@
 """A braid of every kind of mixer, a tokenizer, and its export."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from llm.mixers import MIXERS
 from llm.model import Decoder, ModelConfig, model_kinds
 
 VOCABULARY = 300
+# `patterns.py` lies beside the tests
+sys.path.append(str(Path(__file__).parent))
 
 
 def create(**changes) -> Decoder:

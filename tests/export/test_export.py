@@ -21,7 +21,7 @@ VOCABULARY = 300
 @pytest.mark.timeout(300)
 def test_it_was_verified_in_a_process_of_its_own(exported):
     metadata = json.loads((exported[1] / "training_metadata.json").read_text())
-    assert set(metadata["parity"]["largest_difference"]) == {"full", "steps", "left_padded"}
+    assert set(metadata["parity"]["largest_difference"]) == {"full", "steps", "chunks", "left_padded"}
     assert max(metadata["parity"]["largest_difference"].values()) <= 1e-5
     assert metadata["step"] == 3
     assert not list(exported[1].glob("*.bin")) + list(exported[1].glob("*.pt"))
@@ -76,7 +76,7 @@ def test_the_maths_exists_once(tmp_path):
 def test_a_model_that_reloads_otherwise_is_refused(braid, tokenizer, tmp_path, monkeypatch):
     right = exporter.assemble.modeling_source
     monkeypatch.setattr(exporter.assemble, "modeling_source", lambda root: right(root).replace("theta ** (-", "1.01 * theta ** (-"))
-    with pytest.raises(CheckpointError, match="differ from the training model's"):
+    with pytest.raises(CheckpointError, match="differ from the model's"):
         exporter.export_folder(braid(), tokenizer, tmp_path / "out", {}, context=64)
     assert list(tmp_path.iterdir()) == []
 
@@ -86,7 +86,7 @@ def test_an_older_folder_gives_way(braid, tokenizer, tmp_path):
     (tmp_path / "out").mkdir()
     for name in ("stale", "config.json", "training_metadata.json"):
         (tmp_path / "out" / name).touch()
-    exporter.export_folder(braid(), tokenizer, tmp_path / "out", {}, context=64, replace=True)
+    exporter.export_folder(braid(), tokenizer, tmp_path / "out", {}, context=64, options=exporter.ExportOptions(replace=True))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert "stale" not in names

@@ -167,5 +167,5 @@ def test_nothing_of_size_tokens_squared_is_made(window, soft_cap):
     assert largest.elements <= tokens * chunk.BLOCK
     if soft_cap is not None:
         assert largest.elements <= chunk.BLOCK**2
-        # queries, keys, values and outputs of two channels; documents and log-sum-exps of one
-        assert sum(kept) == tokens * (4 * 2 + 2)
+        # queries, keys, values and outputs of two channels, log-sum-exps of one
+        assert sum(kept) == tokens * (4 * 2 + 1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llm.ops.scan import chunk, loop, naive
+from llm.ops.scan import chunk, loop, naive, summary
 
 B, D, N = 2, 6, 4
 FORMS = pytest.mark.parametrize("op", [chunk.scan, loop.scan], ids=["chunk", "loop"])
@@ -49,6 +49,21 @@ def test_the_fast_forms_are_the_definition(op, tokens, groups, documents, dtype,
     exact = values_and_gradients(naive.scan, [x.double() for x in inputs], at)
     for got, want in zip(values_and_gradients(op, inputs, at), exact, strict=True):
         assert error(got, want) <= bound
+
+
+@pytest.mark.parametrize("first_start", [None, 0, 1, 40])
+@pytest.mark.parametrize("which", [(), (2, 3, 4)], ids=["real", "complex"])
+@pytest.mark.parametrize("op", [summary.scan_adjoint, loop.scan_adjoint], ids=["chunk", "loop"])
+def test_the_adjoint_is_the_gradient_of_the_incoming_state(op, which, first_start):
+    inputs = streams(100, 3, torch.float64)
+    for i in (*which, 5) if which else ():
+        inputs[i] = torch.complex(inputs[i], torch.randn_like(inputs[i]))
+    u, dt, A, *shared, state = inputs
+    at = None if first_start is None else torch.arange(100).expand(B, 100) % 50 == first_start
+    y, _ = naive.scan(u, dt, A, *shared, state.requires_grad_(), at)
+    dy = torch.randn_like(y)
+    want = torch.zeros_like(state) if first_start == 0 else torch.autograd.grad(y, state, dy)[0]
+    torch.testing.assert_close(op(dy, dt, A, shared[1], state.detach(), at), want, rtol=1e-12, atol=1e-14)
 
 
 @FORMS

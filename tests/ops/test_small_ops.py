@@ -57,23 +57,24 @@ def test_convolution_is_a_padded_conv1d():
     torch.testing.assert_close(got, want)
 
 
+@pytest.mark.parametrize("cap", [None, 2.0])
 @pytest.mark.parametrize("z_loss", [0.0, 0.1])
 @pytest.mark.parametrize("tokens", [1, SLICE, 2 * SLICE + 5])
-def test_cross_entropy_in_slices_is_the_plain_one(tokens, z_loss):
+def test_cross_entropy_in_slices_is_the_plain_one(tokens, z_loss, cap):
     torch.manual_seed(0)
     hidden = torch.randn(tokens, 16, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(50, 16, dtype=torch.float64, requires_grad=True)
     labels = torch.randint(50, (tokens,))
     labels[1::7] = IGNORED
-    logits = hidden @ weight.T
+    logits = hidden @ weight.T if cap is None else cap * (hidden @ weight.T / cap).tanh()
     want = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED)
     squares = logits.logsumexp(-1)[labels != IGNORED].square().sum()
-    got, got_squares = cross_entropy(hidden, weight, labels, z_loss)
+    got, got_squares = cross_entropy(hidden, weight, labels, z_loss, cap)
     torch.testing.assert_close(got, want)
     torch.testing.assert_close(got_squares, squares)
     assert not got_squares.requires_grad
     with torch.no_grad():
-        torch.testing.assert_close(cross_entropy(hidden, weight, labels, z_loss), (want, squares))
+        torch.testing.assert_close(cross_entropy(hidden, weight, labels, z_loss, cap), (want, squares))
     wanted = torch.autograd.grad(3 * (want + z_loss * squares), [hidden, weight])
     for a, b in zip(torch.autograd.grad(3 * got, [hidden, weight]), wanted, strict=True):
         torch.testing.assert_close(a, b)

@@ -60,6 +60,8 @@ def plain_losses(config: RunConfig, manifest: Manifest, carry: bool) -> list[flo
 def runs_of_two_ranks(rank: int, words: list[str]) -> list[str]:
     said = [start([*words, f"parallel.zero={stage}", f"name=zero{stage}"]) for stage in (0, 2, 3)]
     said.append(start([*words, "parallel.zero=0", "train.activation_checkpointing=true", "name=recomputed"]))
+    # both ranks share every row, and have its whole state
+    said.append(start([*words, "parallel.zero=1", "parallel.sequence=2", "name=split"]))
     return said
 
 
@@ -72,11 +74,11 @@ def losses_of(run: Path) -> list[float]:
 def test_states_go_on_over_ranks_and_stages(words, manifest: Manifest, tmp_path: Path) -> None:
     plain = words("train.optimizer.weight_decay=0")
     for said in run_ranks(runs_of_two_ranks, 2, plain, timeout=200):
-        assert said == ["step 20"] * 4
+        assert said == ["step 20"] * 5
     config = load_config(plain)
     carried, afresh = (plain_losses(config, manifest, carry) for carry in (True, False))
     assert max(abs(a - b) for a, b in zip(carried, afresh, strict=True)) > 1e-3
-    for name in ("zero0", "zero2", "zero3", "recomputed"):
+    for name in ("zero0", "zero2", "zero3", "recomputed", "split"):
         assert losses_of(tmp_path / "runs" / name) == pytest.approx(carried, rel=0, abs=2e-5), name
 
 

@@ -1,6 +1,8 @@
 """Muon, factors of the rate, gradient noise and z-loss at every ZeRO stage on two ranks, beside a plain loop on one."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -13,6 +15,7 @@ from llm.testing import run_ranks
 from llm.train.config import RunConfig
 from llm.train.schedule import learning_rate
 from tests.train import test_zero
+from tests.train.test_resume import records, run_and_resume
 from tests.train.test_zero import CLIP, RANKS, TOLERANCE, batch_of, config_of, train_cases
 
 pytestmark = [pytest.mark.multirank, pytest.mark.timeout(300)]
@@ -112,3 +115,28 @@ def test_states_in_host_memory_change_nothing() -> None:
         assert found["losses"] == pytest.approx(exact["losses"], rel=0, abs=tolerance), config.parallel
         if config.train.precision == "fp32":
             assert found["norms"][:10] == pytest.approx(exact["norms"][:10], rel=1e-5)
+
+
+MUON_WORDS = ["train.optimizer.kind=muon", "train.optimizer.lr=0.01", "train.z_loss=1e-3"]
+RESUMED = [
+    (0, MUON_WORDS),
+    (2, MUON_WORDS),
+    (3, MUON_WORDS),
+    (1, ["parallel.offload=optimizer"]),
+    (3, ["parallel.offload=optimizer"]),
+]
+
+
+def resumed(rank: int, words: list[str], folder: Path) -> list[list[str]]:
+    return [run_and_resume(rank, [stage], [*words, *more, f"runs={folder / str(k)}"]) for k, (stage, more) in enumerate(RESUMED)]
+
+
+@pytest.mark.slow
+def test_resuming_goes_on_bit_for_bit(words: Callable[..., list[str]], tmp_path: Path) -> None:
+    settings = [word for word in words() if not word.startswith("runs=")]
+    for said in run_ranks(resumed, RANKS, settings, tmp_path, timeout=280):
+        assert said == [["step 20", "step 10", "step 20"]] * len(RESUMED)
+    for k, (stage, _) in enumerate(RESUMED):
+        whole, parts = (records(tmp_path / str(k) / f"{name}{stage}") for name in ("whole", "parts"))
+        assert len(whole) == 20
+        assert whole == parts

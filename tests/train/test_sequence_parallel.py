@@ -8,6 +8,9 @@ from llm.data import Manifest
 from llm.errors import ConfigError
 from llm.testing import run_ranks
 from llm.train.config import check, load_config
+from llm.train.metrics import read_metrics
+from llm.train.rehearsal import rehearse
+from llm.train.run_folder import RunFolder
 from tests.train.conftest import MODEL, TRAIN
 from tests.train.test_resume import records, start
 
@@ -77,6 +80,10 @@ def test_a_grid_draws_the_curve_of_one_rank(words, tmp_path: Path, names: list[s
             if "validation_loss" in ours:
                 assert ours["validation_loss"] == pytest.approx(theirs["validation_loss"], rel=0, abs=1e-5)
     assert one[-1]["loss"] < one[0]["loss"] - 0.01
+    predicted = rehearse(load_config(words(*GRIDS[names[0]])), 4).sent
+    for record in read_metrics(RunFolder(tmp_path / "runs" / names[0])):
+        sent = {key.split("/")[2]: n for key, n in record.items() if key.startswith("sent/sequence/") and key.endswith("bytes")}
+        assert sent == predicted, f"{names[0]}, step {record['step']}"
 
 
 @pytest.mark.parametrize(
@@ -93,9 +100,9 @@ def test_a_grid_draws_the_curve_of_one_rank(words, tmp_path: Path, names: list[s
         (
             ["parallel.sequence=2", "parallel.mode=heads"],
             2,
-            r"layers\.s\.mixer \(slstm\) has 1 heads, which parallel\.sequence \(2\) must divide .* in \[1\], or parallel\.mode=",
+            r"layers\.s\.mixer \(slstm\) has 1 heads, fewer than the ranks \(parallel\.sequence 2\) .* in \[1\], or parallel\.mode",
         ),
-        (["parallel.sequence=2", "parallel.mode=state"], 2, r"recurrence \(recurrent\) that is not affine .* parallel\.mode=auto"),
+        (["parallel.sequence=2", "parallel.mode=state"], 2, r"\(recurrent\) whose state does not compose, .* parallel\.mode=auto"),
         (["parallel.mode=heads"], 2, r"parallel\.mode \(heads\) has no effect with parallel\.sequence=1"),
         (["parallel.sequence=16", "train.batch=8"], 16, r"looks 3 tokens back, more than the 2 that a rank holds"),
     ],

@@ -33,10 +33,10 @@ def linear(k_BTGK: Tensor, v_BTHV: Tensor, log_decay: Tensor, starts_BT: Tensor 
     return Summary(_through(total.exp(), starts_BT), torch.einsum("bthk,bthv->bhkv", k, v))
 
 
-def compose_linear(state_BHKV: Tensor, summary: Summary) -> Tensor:
-    """The state behind a stretch from the state before it."""
-    a = summary.transition
-    return (a[..., None, None] if a.ndim < 3 else a[..., None]) * state_BHKV + summary.update
+def compose_linear(state: tuple[Tensor, ...], summary: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The state behind a stretch from the state before it. summary: a `Summary`'s tensors."""
+    (state_BHKV,), (a, update) = state, summary
+    return ((a[..., None, None] if a.ndim < 3 else a[..., None]) * state_BHKV + update,)
 
 
 class MSummary(NamedTuple):
@@ -61,12 +61,13 @@ def mlstm(k_BTHK: Tensor, v_BTHV: Tensor, log_input_BTH: Tensor, log_forget_BTH:
     return MSummary(total, torch.einsum("bthk,bthv->bhkv", weighted, v), weighted.sum(1), m)
 
 
-def compose_mlstm(state: tuple[Tensor, Tensor, Tensor], summary: MSummary) -> tuple[Tensor, Tensor, Tensor]:
-    C, n, m = state
-    kept = summary.log_forget + m
-    after = torch.maximum(kept, summary.m)
-    old, new = (kept - after).exp()[..., None], (summary.m - after).exp()[..., None]
-    return old[..., None] * C + new[..., None] * summary.C, old * n + new * summary.n, after
+def compose_mlstm(state: tuple[Tensor, ...], summary: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """As `compose_linear`, of an `MSummary`'s tensors."""
+    (C, n, m), (log_forget, more_C, more_n, more_m) = state, summary
+    kept = log_forget + m
+    after = torch.maximum(kept, more_m)
+    old, new = (kept - after).exp()[..., None], (more_m - after).exp()[..., None]
+    return old[..., None] * C + new[..., None] * more_C, old * n + new * more_n, after
 
 
 def _after(log_decay: Tensor) -> tuple[Tensor, Tensor]:

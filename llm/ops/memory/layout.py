@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from llm.ops.memory.naive import most
+
 
 class Layout(NamedTuple):
     """Where tokens stand among N whole chunks.
@@ -31,7 +33,7 @@ def layout(position_BT: Tensor, chunk: int) -> Layout:
     B, T = position_BT.shape
     opens_BT = position_BT % chunk == 0
     number_BT = opens_BT.long().cumsum(1) - opens_BT[:, :1].long()
-    N = int(number_BT[:, -1].max()) + 1
+    N = most(number_BT[:, -1], T // chunk) + 1
     slot_BT = number_BT * chunk + position_BT % chunk
     empty = slot_BT.new_full((B, N * chunk), -1)
     token_BS = empty.scatter(1, slot_BT, torch.arange(T, device=slot_BT.device).expand(B, T))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llm.ops import compiled
 from llm.ops.memory import chunk as chunks
-from llm.ops.memory.naive import Memory, Weights, counted
+from llm.ops.memory.naive import Memory, Weights, counted, most
 from llm.state import accumulator
 
 SOURCE = "memory/loop.cpp"
@@ -37,7 +37,7 @@ def memory(
     dtype = accumulator(v_BTHV.dtype)
     exact = [x.to(dtype).contiguous() for x in (*streams, *initial, *(part[0] for part in state))]
     position = counted(position_BT, v_BTHV).contiguous()
-    runs = 1 + int((position[:, 1:] % chunk == 0).sum(1).max())
+    runs = 1 + most((position[:, 1:] % chunk == 0).sum(1), position.shape[1] // chunk)
     y, *after = _Runs.apply(*exact, position, chunk, runs)
     return y.to(v_BTHV.dtype), Memory(*((part,) for part in after))
 

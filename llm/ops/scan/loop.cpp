@@ -169,6 +169,34 @@ static void backward(const T* u, const T* dt, const T* A, const T* B, const T* C
     });
 }
 
+// What the outputs' gradient alone asks of the state before the first token.
+template <class T>
+static void adjoint(const T* dy, const T* dt, const T* A, const T* C, const bool* starts, T* dstate, Shape s, int64_t threads) {
+    over_parts(s, threads, [&](int64_t b, int64_t g, int64_t, const std::vector<Block>& blocks) {
+        const int64_t N = s.N, D = s.D(), NL = N * L;
+        std::vector<T> rates(NL), dh(NL);
+        T dyt[L], dtt[L];
+        for (const Block& block : blocks) {
+            block.load_states(A, rates.data(), N);
+            std::fill(dh.begin(), dh.end(), T(0));
+            for (int64_t t = s.S - 1; t >= 0; t--) {
+                const int64_t at = b * s.S + t;
+                block.load(dy + at * D, dyt);
+                block.load(dt + at * D, dtt);
+                const T* Ct = C + (at * s.G + g) * N;
+                for (int64_t n = 0; n < N; n++) {
+                    T *dhn = &dh[n * L], *an = &rates[n * L];
+                    const T Cn = Ct[n];
+#pragma omp simd
+                    for (int64_t l = 0; l < L; l++) dhn[l] = exp_(dtt[l] * an[l]) * (dhn[l] + dyt[l] * Cn);
+                }
+                if (starts && starts[at]) std::fill(dh.begin(), dh.end(), T(0));
+            }
+            block.store_states(dh.data(), dstate + b * D * N, N);
+        }
+    });
+}
+
 #define EXPORT(T)                                                                                                                         \
     extern "C" void forward_##T(const T* u, const T* dt, const T* A, const T* B, const T* C, const T* state, const bool* starts, T* y,    \
                                 T* final, T* kept, SIZES) {                                                                               \
@@ -177,6 +205,9 @@ static void backward(const T* u, const T* dt, const T* A, const T* B, const T* C
     extern "C" void backward_##T(const T* u, const T* dt, const T* A, const T* B, const T* C, const bool* starts, const T* kept,          \
                                  const T* dy, const T* dfinal, T* du, T* ddt, T* dA, T* dB, T* dC, T* dstate, SIZES) {                    \
         backward<T>(u, dt, A, B, C, starts, kept, dy, dfinal, du, ddt, dA, dB, dC, dstate, Shape SHAPE, threads);                               \
+    }                                                                                                                                     \
+    extern "C" void adjoint_##T(const T* dy, const T* dt, const T* A, const T* C, const bool* starts, T* dstate, SIZES) {                 \
+        adjoint<T>(dy, dt, A, C, starts, dstate, Shape SHAPE, threads);                                                                         \
     }
 #define SIZES int64_t batch, int64_t tokens, int64_t groups, int64_t channels, int64_t states, int64_t span, int64_t parts, int64_t threads
 #define SHAPE {batch, tokens, groups, channels, states, span, parts}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from llm.ops import compiled
-from llm.ops.scan import chunk
+from llm.ops.scan import chunk, summary
 from llm.state import accumulator
 
 SOURCE = "scan/loop.cpp"
@@ -34,6 +34,18 @@ def scan(
     streams = [x.to(dtype).contiguous() for x in (u_BTD, dt_BTD, A_DN, B_BTGN, C_BTGN, state_BDN)]
     y, final = _Scan.apply(*streams, None if starts_BT is None else starts_BT.contiguous())
     return y.to(u_BTD.dtype), final
+
+
+def scan_adjoint(
+    dy_BTD: Tensor, dt_BTD: Tensor, A_DN: Tensor, C_BTGN: Tensor, like_BDN: Tensor, starts_BT: Tensor | None = None
+) -> Tensor:
+    """What the outputs' gradient alone asks of the incoming state, as in `summary.scan_adjoint`."""
+    if like_BDN.is_complex() or A_DN.is_complex() or C_BTGN.is_complex():
+        return summary.scan_adjoint(dy_BTD, dt_BTD, A_DN, C_BTGN, like_BDN, starts_BT)
+    dy, dt, A, C = (x.to(like_BDN.dtype).contiguous() for x in (dy_BTD, dt_BTD, A_DN, C_BTGN))
+    dstate, starts = torch.empty_like(like_BDN), None if starts_BT is None else starts_BT.contiguous()
+    compiled.call(SOURCE, "adjoint", dy.dtype, dy, dt, A, C, starts, dstate, *_sizes(dy, C))
+    return dstate
 
 
 def _sizes(u: Tensor, B: Tensor) -> tuple[int, ...]:

@@ -1,44 +1,57 @@
-"""What a stretch of tokens does to the state of a diagonal recurrence: h_out = a h_in + h, a = prod_t a_t, 0 past a start.
+"""How a diagonal recurrence's state passes through a stretch of tokens, forwards and backwards.
 
-h, the state behind the stretch from a state of zero, is the op's own; a selective scan's a is exp(A sum_t dt_t).
+    h_out = a h_in + h        dh_in = conj(a) dh_out + g        a = prod_t a_t, 0 past a start
+
+h, the state behind the stretch from a state of zero, is the op's own. g is what the gradient of the outputs alone asks of the
+incoming state, g = sum_t conj(prod_{s <= t} a_s) C_t dy_t. A selective scan's products are exp(A sum dt). Nothing here has
+gradients of its own.
 """
-
-from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from llm.state import accumulator
+from llm.ops.scan.naive import exact
+
+CHUNK = 32
 
 
-class Summary(NamedTuple):
-    """transition, update: of the state's shape; of a scan, transition is sum_t dt_t `[B, D]`, inf where a document starts."""
+def steps(dt_BTD: Tensor, starts_BT: Tensor | None) -> Tensor:
+    """What a scan's a is made of: sum_t dt_t `[B, D]`, inf where a document starts."""
+    (dt,) = exact(dt_BTD)
+    return dt.sum(1) if starts_BT is None else dt.sum(1).masked_fill(starts_BT.any(1)[:, None], torch.inf)
 
-    transition: Tensor
-    update: Tensor
+
+def fading(steps: Tensor, A_DN: Tensor) -> Tensor:
+    """exp(A steps) `[..., D, N]`; 0 where the steps are infinite, whatever A is."""
+    passes = steps.isfinite()[..., None]
+    return torch.where(passes, (torch.where(passes, steps[..., None], 0) * A_DN).exp(), 0)
 
 
-def scan(dt_BTD: Tensor, starts_BT: Tensor | None, final: Callable[[], Tensor]) -> Summary:
-    """final: gives the state behind the stretch from zero."""
-    total = dt_BTD.to(accumulator(dt_BTD.dtype)).sum(1)
+def scan_adjoint(
+    dy_BTD: Tensor, dt_BTD: Tensor, A_DN: Tensor, C_BTGN: Tensor, like_BDN: Tensor, starts_BT: Tensor | None = None
+) -> Tensor:
+    """g `[B, D, N]`, of the dtype of the state `like`."""
+    dy, dt, A, C = exact(dy_BTD, dt_BTD, A_DN, C_BTGN)
+    before = dt.cumsum(1)
     if starts_BT is not None:
-        total = total.masked_fill(starts_BT.any(1)[:, None], torch.inf)
-    return Summary(total, final())
+        before = before.masked_fill(starts_BT.cummax(1).values[..., None], torch.inf)
+    total = torch.zeros_like(like_BDN)
+    for part in (slice(first, first + CHUNK) for first in range(0, dt.shape[1], CHUNK)):
+        asked = (fading(before[:, part], A.conj()) * dy[:, part, :, None]).unflatten(2, (C.shape[2], -1))
+        total += torch.einsum("btgdn,btgn->bgdn", asked.to(total.dtype), C[:, part].conj().to(total.dtype)).flatten(1, 2)
+    return total
 
 
-def compose_scan(state_BDN: Tensor, summary: Summary, A_DN: Tensor) -> Tensor:
-    passes = summary.transition.isfinite()
-    decay = (torch.where(passes, summary.transition, 0)[..., None] * A_DN).exp()
-    return torch.where(passes[..., None], decay * state_BDN, 0) + summary.update
+def product(decay_BTD: Tensor, starts_BT: Tensor | None) -> Tensor:
+    """a of `elementwise` `[B, D]`."""
+    return _stopped(decay_BTD, starts_BT).prod(1)
 
 
-def elementwise(decay_BTD: Tensor, starts_BT: Tensor | None, final: Callable[[], Tensor]) -> Summary:
-    total = decay_BTD.prod(1)
-    if starts_BT is not None:
-        total = torch.where(starts_BT.any(1)[:, None], 0, total)
-    return Summary(total, final())
+def elementwise_adjoint(dh_BTD: Tensor, decay_BTD: Tensor, starts_BT: Tensor | None) -> Tensor:
+    """g `[B, D]`."""
+    return (_stopped(decay_BTD, starts_BT).cumprod(1).conj() * dh_BTD).sum(1)
 
 
-def compose_elementwise(state_BD: Tensor, summary: Summary) -> Tensor:
-    return summary.transition * state_BD + summary.update
+def _stopped(decay_BTD: Tensor, starts_BT: Tensor | None) -> Tensor:
+    (decay,) = exact(decay_BTD)
+    return decay if starts_BT is None else torch.where(starts_BT[..., None], 0, decay)
