@@ -51,9 +51,10 @@ def build(schema: type[Schema], values: Mapping, kinds: Kinds) -> Schema:
     """A frozen `schema` from plain keys and values. Raises ConfigError."""
     node, defaults = OmegaConf.create(dict(values)), OmegaConf.structured(schema)
     for pattern, table in kinds.items():
+        # what a user names has no default
+        default = None if "*" in pattern else OmegaConf.select(defaults, f"{pattern}.kind")
         for parent, key, path in _matches(node, pattern.split("."), ""):
             if key in parent or "none" in table:
-                default = OmegaConf.select(defaults, f"{path}.kind")
                 parent[key] = _with_kind(parent.get(key, "none"), path, table, default)
     try:
         return OmegaConf.to_object(OmegaConf.merge(defaults, node))  # type: ignore[return-value]

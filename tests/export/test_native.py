@@ -149,7 +149,7 @@ def test_targets_that_make_no_sense(tokenizer, tmp_path):
     ],
 )
 def test_versions_and_settings_whose_code_would_be_wrong(version, name, changes, words, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(transformers, "__version__", version)
+    monkeypatch.setattr(native.transformers, "__version__", version)
     layers, settings = patterns.NATIVE[name]
     grouped = changes.pop("layers", {})
     layers = [{**one, "mixer": {**one["mixer"], **grouped}} for one in layers]
