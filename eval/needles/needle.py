@@ -38,7 +38,7 @@ def needle(subject: Subject, config: NeedleConfig) -> Result:
     haystack = NOISE if config.haystack == "noise" else subject.agreed(lambda: read_haystack(subject, config.texts))
     item = Needles("text", "words", config.values).item
     encode = subject.model.encode
-    answers = _room(subject, config)
+    answer = _room(subject, config)
 
     def prompt(seed: list[int], size: int, depth: float) -> Prompt:
         made = item(np.random.default_rng(seed), size, haystack, depth)
@@ -46,21 +46,24 @@ def needle(subject: Subject, config: NeedleConfig) -> Result:
 
     def units(length: int) -> int:
         return most_units(
-            lambda size: len(prompt([config.seed], size, 0.5).ids), length - answers, 1, f"lengths ({length}): a needle"
+            lambda size: len(prompt([config.seed], size, 0.5).ids), length - answer, 1, f"lengths ({length}): a needle"
         )
 
     most = subject.agreed(lambda: {length: units(length) for length in config.lengths})
 
     def draw(rng: np.random.Generator, length: int, depth: float) -> Question:
         seed = rng.integers(1 << 32, size=4).tolist()
-        found = fitted(lambda size: prompt(seed, size, depth), most[length], length - answers)
-        others = distinct(rng, DRAW[config.values], config.candidates - 1, found.references)
-        return Question(np.array(found.ids, dtype=np.int32), [encode(f" {value}") for value in (*found.references, *others)])
+        # the answer does not depend on how much lies around it
+        right = prompt(seed, 1, depth).references
+        others = distinct(rng, DRAW[config.values], config.candidates - 1, right)
+        candidates = [encode(f" {value}") for value in (*right, *others)]
+        found = fitted(lambda size: prompt(seed, size, depth), most[length], length - max(map(len, candidates)))
+        return Question(np.array(found.ids, dtype=np.int32), candidates)
 
     return over_grid(subject, config, draw)
 
 
 def _room(subject: Subject, config: NeedleConfig) -> int:
-    """Tokens that an answer takes, by the longest of a hundred."""
+    """Tokens that an answer takes, about: the longest of a hundred."""
     rng = np.random.default_rng(config.seed)
     return max(len(subject.model.encode(f" {DRAW[config.values](rng)}")) for _ in range(100))
