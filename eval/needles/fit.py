@@ -27,10 +27,10 @@ def most_units(tokens_with: Callable[[int], int], budget: int, least: int, what:
     return low
 
 
-def fitted(make: Callable[[int], Prompt], units: int, budget: int) -> Prompt:
-    """`make(units)`, with fewer units while that is longer than `budget`: samples of a size differ by some tokens."""
+def fitted(make: Callable[[int], Prompt], units: int, budget: int, least: int = 1) -> Prompt:
+    """`make(units)`, with fewer, but `least`, units while that is longer than `budget`: samples of a size differ by some tokens."""
     prompt = make(units)
-    while len(prompt.ids) > budget and units > 1:
-        units = max(1, min(units - 1, units * budget // len(prompt.ids)))
+    while len(prompt.ids) > budget and units > least:
+        units = max(least, min(units - 1, units * budget // len(prompt.ids)))
         prompt = make(units)
     return prompt

@@ -24,8 +24,6 @@ from llm.generate import Sampling
 
 # texts of each kind and length that a report shows
 SHOWN = 2
-
-
 SCORES: dict[str, Callable[[list[bool]], Any]] = {"all": np.mean, "any": any}
 
 
@@ -90,7 +88,8 @@ def ruler(subject: Subject, config: RulerConfig) -> Result:
 
 def _drawn(subject: Subject, cell: tuple[str, int], units: int, haystack: list[str], seed: int, k: int) -> Prompt:
     """Sample k, within its length."""
-    return fitted(lambda size: _prompt(subject, cell, size, haystack, seed, k), units, cell[1] - KINDS[cell[0]].answer)
+    kind, length = KINDS[cell[0]], cell[1]
+    return fitted(lambda size: _prompt(subject, cell, size, haystack, seed, k), units, length - kind.answer, kind.least)
 
 
 def _prompt(subject: Subject, cell: tuple[str, int], size: int, haystack: list[str], seed: int, k: int) -> Prompt:
@@ -103,11 +102,12 @@ def _prompt(subject: Subject, cell: tuple[str, int], size: int, haystack: list[s
 def _units(subject: Subject, cell: tuple[str, int], haystack: list[str], seed: int) -> int:
     """The most that fit the first sample."""
     kind, length = cell
-    budget = length - KINDS[kind].answer
-    at_least = KINDS[kind].least
-    return most_units(
-        lambda size: len(_prompt(subject, cell, size, haystack, seed, 0).ids), budget, at_least, f"lengths ({length}): {kind}"
-    )
+    budget, least = length - KINDS[kind].answer, KINDS[kind].least
+
+    def tokens(size: int) -> int:
+        return len(_prompt(subject, cell, size, haystack, seed, 0).ids)
+
+    return most_units(tokens, budget, least, f"lengths ({length}): {kind}")
 
 
 def _result(cells: list[tuple[str, int]], scores: np.ndarray, texts: list[dict[str, Any]]) -> Result:
