@@ -109,7 +109,7 @@ def draw_grid(figure: Any, results: dict[str, dict[str, Any]]) -> None:
             drawn = heat_map(axes, cells, "{:.0%}".format)
             axes.set_ylabel("depth")
             chance = f" (chance {details['chance']:.3f})" if key == "first" else ""
-            axes.set_title(f"{name}: {title}{chance}", fontsize=9)
+            axes.set_title(f"{name}\n{title}{chance}", fontsize=9)
     figure.colorbar(drawn, ax=panels, shrink=0.8)
 
 

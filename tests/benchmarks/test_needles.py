@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.needles import ARCHITECTURES, FINDERS, FORGETTER, GRID, ROLES, sample, verdicts
+from benchmarks.needles import ARCHITECTURES, FINDERS, GRID, ROLES, sample, verdicts
 from llm.ops.cross_entropy import IGNORED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,20 +23,16 @@ def test_the_label_is_what_followed_the_key():
         assert answer in ROLES.values
 
 
-def runs_of(worst: float, far: float) -> dict:
-    def cells(low: float) -> list:
-        shares = [(depth, low if depth == 0 else 1.0) for depth in (0, 0.5, 1)]
-        interval = {low: [low - 0.1, low + 0.1], 1.0: [0.9, 1.0]}
-        return [{"length": 256, "depth": d, "first": {"value": v, "interval": interval[v]}} for d, v in shares]
-
-    low = dict.fromkeys(FINDERS, worst) | {FORGETTER: far}
-    return {name: {"details": {"cells": cells(value)}} for name, value in low.items()}
-
-
 def test_verdicts_can_fail():
-    assert [holds for holds, _ in verdicts(runs_of(0.95, 0.3))] == [True, True, True]
-    assert [holds for holds, _ in verdicts(runs_of(0.85, 0.3))] == [False, False, True]
-    assert [holds for holds, _ in verdicts(runs_of(0.95, 0.85))] == [True, True, False]
+    def of(*worst: float) -> list[bool]:
+        runs = {
+            name: {"details": {"cells": [{"first": {"value": 1.0}}, {"first": {"value": low}}]}}
+            for name, low in zip(FINDERS, worst, strict=True)
+        }
+        return [holds for holds, _ in verdicts(runs)]
+
+    assert of(0.95, 0.95) == [True, True]
+    assert of(0.85, 0.95) == [False, True]
 
 
 @pytest.mark.multirank
