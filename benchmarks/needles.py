@@ -11,6 +11,7 @@ shown beside them.
 import argparse
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -104,13 +105,14 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a few steps; no verdict")
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    grid = replace(GRID, samples=2) if asked.quick else GRID
     runs = {}
     for name in asked.only or ARCHITECTURES:
-        runs[name] = run(name, 5 if asked.quick else asked.steps, asked.rate, GRID)
+        runs[name] = run(name, 5 if asked.quick else asked.steps, asked.rate, grid)
         r, whole = runs[name], runs[name]["details"]["whole"]["first"]["value"]
         losses = f"loss {r['loss_first']:.3f} -> {r['loss_last']:.4f}"
         print(f"{name}: {r['steps']} steps, {losses}, ranks first {whole:.3f}, {r['cpu_seconds']:.0f} s", flush=True)
-    write_report(asked.out / "needles.json", {"settings": vars(GRID), "runs": runs})
+    write_report(asked.out / "needles.json", {"settings": vars(grid), "runs": runs})
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4 * len(runs), 6), layout="constrained")
