@@ -15,6 +15,7 @@ from llm.errors import ConfigError
 from llm.mixers.ops import ops_of
 from llm.model import ModelConfig, model_kinds
 from llm.parallel import Mode
+from llm.train.bad_steps import BadStepsConfig
 from llm.train.optimizer import OPTIMIZERS, AdamWConfig
 from llm.train.schedule import ScheduleConfig
 from llm.train.scheduled import EvaluateConfig
@@ -54,6 +55,7 @@ class TrainConfig:
     tensorboard: bool = True
     max_minutes: float | None = None
     hang_minutes: float = 15.0
+    bad_steps: BadStepsConfig = field(default_factory=BadStepsConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def check(self) -> None:
@@ -82,6 +84,7 @@ class TrainConfig:
         self.optimizer.check("train.optimizer")
         self.schedule.check("train.schedule", self.steps)
         self.evaluate.check("train.evaluate")
+        self.bad_steps.check("train.bad_steps")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The train loop: batches -> micro-steps -> optimizer step -> metrics -> validation -> checkpoint."""
 
+import json
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -9,14 +10,16 @@ import torch
 import torch.distributed as dist
 
 from llm.cost import model_cost
-from llm.data import Batches, HeldOutBatches, Manifest, TokenStream
+from llm.data import Batch, Batches, HeldOutBatches, Manifest, TokenStream
 from llm.errors import ConfigError, DataError
 from llm.parallel import Ranks
+from llm.train.bad_steps import BadSteps, BadStepsError, append
 from llm.train.branch import branch_point
 from llm.train.carried import Carried
 from llm.train.checkpoint import load_checkpoint, newest_whole
 from llm.train.checkpoint_files import name_of
 from llm.train.config import RunConfig, accumulation_of, data_ranks, micro_batch_of, repeated_reductions
+from llm.train.diagnosis import diagnose, said
 from llm.train.engine import create_engine, optimizer_step
 from llm.train.exits import DONE, STOPPED, Outcome
 from llm.train.fragments import to_save
@@ -31,6 +34,7 @@ from llm.train.schedule import learning_rate
 from llm.train.scheduled import Evaluation
 from llm.train.sent import Sent
 from llm.train.validate import SPLIT, validate
+from llm.train.whole_file import write_text
 from llm.train.world import World
 
 BACKWARD_AND_FORWARD = 3
@@ -55,6 +59,7 @@ class Run:
     writer: Writer | None
     saver: Saver
     guard: Guard
+    bad_steps: BadSteps
     step: int
 
 
@@ -95,7 +100,8 @@ def train(
         if carried is not None and checkpoint is not None:
             carried.load(checkpoint, world)
         meter, sent = create_meter(config, world), Sent(world, ranks)
-        run = Run(config, folder, world, engine, batches, carried, held_out, evaluate, meter, sent, writer, saver, guard, step)
+        bad = BadSteps(config.train.bad_steps)
+        run = Run(config, folder, world, engine, batches, carried, held_out, evaluate, meter, sent, writer, saver, guard, bad, step)
         with guard.stop:
             return loop(run)
     except DataError as error:
@@ -135,6 +141,8 @@ def loop(run: Run) -> Outcome:
         # a GPU is asked only where the loop waits for it anyway; the host's own tensors cost nothing to read
         stops, late, written, failed = result.votes.tolist() if logging or run.world.device.type == "cpu" else (0, 0, 0, 0)
         run.saver.settle(written, failed)
+        if result.bad:
+            left_out(run, micro_batches)
         stopping = stops > 0
         validating = last or due(run.step, settings.validate_every)
         evaluating = run.evaluate is not None and due(run.step, settings.evaluate.every)
@@ -155,6 +163,30 @@ def loop(run: Run) -> Outcome:
     if run.writer is not None:
         run.writer.close()
     return outcome
+
+
+def left_out(run: Run, micro_batches: list[Batch]) -> None:
+    """Tell of a bad step. Raises BadStepsError, with a checkpoint and a diagnosis, when it is one too many."""
+    rows = run.batches.consumed - run.config.train.batch, run.batches.consumed
+    if run.world.first:
+        append(run.folder.report, run.step, rows)
+    say(run.world, f"step {run.step} is left out: its gradient is not finite, weights and optimizer stay as they were")
+    if not run.bad_steps.too_many(run.step):
+        return
+    run.guard.beat(run.step, "the diagnosis", PATIENCE)
+    where = run.saver.save(
+        to_save(run.engine, run.world.rank, run.world.size), run.step, run.batches.state(), run.carried, last=True
+    )
+    found = diagnose(run.engine, micro_batches, run.carried, run.world)
+    path = run.folder.report / f"bad_step_{run.step}.json"
+    if run.world.first:
+        write_text(path, json.dumps({"step": run.step, "rows": rows, **found}, indent=1) + "\n")
+    settings = run.config.train.bad_steps
+    raise BadStepsError(
+        f"step {run.step} is one more with a gradient that is not finite than train.bad_steps.skip ({settings.skip}) allows in "
+        f"{settings.window} steps; first not finite: {said(found)} ({path}); saved in {where}, with weights that are: lower the "
+        f"rate or mend the data of rows {rows[0]} to {rows[1] - 1}, then go on with `pretrain.py {run.folder.path}`"
+    )
 
 
 def stopped(run: Run, reason: str | None, out_of_time: bool) -> Outcome:

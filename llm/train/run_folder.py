@@ -26,6 +26,7 @@ from llm.config import to_yaml
 from llm.data import Manifest
 from llm.data.remote import CacheConfig
 from llm.errors import CheckpointError, ConfigError
+from llm.train.bad_steps import BadStepsConfig
 from llm.train.config import RunConfig, build_config
 from llm.train.schedule import ScheduleConfig
 from llm.train.scheduled import EvaluateConfig
@@ -55,6 +56,7 @@ FREE = {
     "train.tensorboard",
     "train.max_minutes",
     "train.hang_minutes",
+    *(f"train.bad_steps.{field.name}" for field in fields(BadStepsConfig)),
 }
 # Settings that a run may go on with changed, or branch off with: what lies ahead, not what was computed.
 AHEAD = {"train.steps", *(f"train.schedule.{field.name}" for field in fields(ScheduleConfig))}

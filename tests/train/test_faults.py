@@ -1,24 +1,27 @@
 """Ends and bad steps of a run on two ranks, in one start of them: that is what takes time."""
 
+import json
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+import torch
 
 from llm.testing import run_ranks
-from llm.train.exits import DONE, STOPPED, Outcome
+from llm.train.exits import BAD_STEPS, DONE, STOPPED, Outcome, read_outcome
+from llm.train.load import load_model
+from tests.train import bad_gradients
 
-pytestmark = pytest.mark.multirank
+pytestmark = [pytest.mark.multirank, pytest.mark.timeout(200)]
 Words = Callable[..., list[str]]
 
 
 def cases(rank: int, words: list[str]) -> dict[str, Any]:
     """What each case came to on this rank."""
-    from unittest import mock
-
     from llm.train import save
     from llm.train.start import pretrain
 
@@ -45,7 +48,34 @@ def cases(rank: int, words: list[str]) -> dict[str, Any]:
         ends["signal"] = pretrain([*words, "name=signal"])
     ends["resumed"] = pretrain([*words, "name=signal"])
     ends["late"] = pretrain([*words, "name=late", "train.max_minutes=0.0001"])
+    ends |= {f"bad {stage}": with_bad_steps([*words, f"name=bad{stage}", f"parallel.zero={stage}"]) for stage in (0, 3)}
+    ends["pairs"] = bad_gradients.pairs(rank)
     return ends
+
+
+def with_bad_steps(words: list[str]) -> str:
+    """Steps 2 and 4 are bad on rank 1: its second layer's feed-forward net is not finite there. One is allowed."""
+    from llm.errors import BraidError
+    from llm.train import loop
+    from llm.train.engine import create_engine
+    from llm.train.start import pretrain
+
+    def spoilt(config: Any, world: Any, *more: Any) -> Any:
+        engine, calls = create_engine(config, world, *more), []
+
+        def spoil(_module: Any, _inputs: Any, out: Any) -> Any:
+            calls.append(out)
+            # the fourth step's batch runs again, for the diagnosis
+            return out * float("inf") if world.rank == 1 and len(calls) in (2, 4, 5) else out
+
+        engine.module.decoder.blocks[1].ffn.register_forward_hook(spoil)
+        return engine
+
+    with mock.patch.object(loop, "create_engine", spoilt):
+        try:
+            return pretrain([*words, "train.bad_steps.skip=1"]).sentence
+        except BraidError as error:
+            return f"{error.status}: {error}"
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +84,7 @@ def ends(manifest: Any, tmp_path_factory: pytest.TempPathFactory) -> list[dict[s
 
     runs = tmp_path_factory.mktemp("faults")
     words = [*MODEL, *TRAIN, f"data.manifest={manifest.root}", f"runs={runs}", "train.steps=5", "train.schedule.warmup=1"]
-    return run_ranks(cases, 2, words, timeout=110)
+    return run_ranks(cases, 2, words, timeout=170)
 
 
 def test_the_last_step_is_reached(ends: list[dict[str, Any]]) -> None:
@@ -76,3 +106,39 @@ def test_a_spent_budget_stops_and_saves(ends: list[dict[str, Any]]) -> None:
         assert (end["late"].status, end["late"].step, end["late"].out_of_time) == (STOPPED, 1, True)
         assert "train.max_minutes (0.0001) are over" in end["late"].sentence
         assert Path(end["late"].folder, "checkpoints", "latest").read_text() == "step-1\n"
+
+
+@pytest.mark.parametrize("name", bad_gradients.configs())
+def test_a_bad_step_leaves_no_trace(name: str, ends: list[dict[str, Any]]) -> None:
+    for end in ends:
+        spoilt, clean = end["pairs"][name]
+        assert spoilt["said"] == [True, False, True, False, False]
+        assert clean["said"] == [False] * 3
+        for (part, start, weight, state, scalars), other in zip(spoilt["held"], clean["held"], strict=True):
+            assert (part, start, scalars) == (other[0], other[1], other[4])
+            assert torch.equal(weight, other[2]), part
+            assert state.keys() == other[3].keys()
+            assert all(torch.equal(value, other[3][key]) for key, value in state.items()), part
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_too_many_bad_steps_stop_with_a_diagnosis(stage: int, ends: list[dict[str, Any]]) -> None:
+    run = Path(ends[0]["done"].folder).with_name(f"bad{stage}")
+    found = json.loads((run / "report" / "bad_step_4.json").read_text())
+    assert found["rows"] == [24, 32]
+    assert found["weight"] == [None, None]
+    assert found["output"] == [None, "blocks.1.ffn"]
+    assert found["gradient"][0] is None
+    assert found["gradient"][1] is not None
+    assert [json.loads(line)["step"] for line in (run / "report" / "bad_steps.jsonl").read_text().splitlines()] == [2, 4]
+    for end in ends:
+        assert end[f"bad {stage}"].startswith(f"{BAD_STEPS}: step 4 is one more")
+        assert "the output of blocks.1.ffn on rank 1" in end[f"bad {stage}"]
+    outcome = read_outcome(run / "outcome.json")
+    assert outcome is not None
+    assert outcome.status == BAD_STEPS
+    model, _, info = load_model(run)
+    assert info.step == 4
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record.get("bad_steps", 0) for record in records] == [0, 1, 0]

@@ -41,7 +41,7 @@ def train_until_stuck(rank: int, words: list[str], how: str) -> None:
     pretrain(words)
 
 
-@pytest.mark.parametrize("how", ["sleep", "stop"])
+@pytest.mark.parametrize("how", ["sleep", pytest.param("stop", marks=pytest.mark.slow)])
 def test_a_hanging_rank_ends_all_with_their_stacks(how: str, words: Words, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     settings = words("train.steps=6", "train.hang_minutes=0.05", "train.checkpoint_every=1", "train.checkpoint_async=false")
     began = time.monotonic()

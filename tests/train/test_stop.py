@@ -87,9 +87,9 @@ with guard_of(Path(sys.argv[1])) as guard:
 
 
 def guard_of(folder: Path) -> Guard:
-    from llm.train.world import World
-
     import torch
+
+    from llm.train.world import World
 
     return Guard(RunFolder(folder), World(0, 1, torch.device("cpu")), 10, StopRequest(), poll=0.1)
 
