@@ -19,8 +19,8 @@ def configs() -> dict[str, RunConfig]:
 
 
 def trained(rank: int, config: RunConfig, bad: tuple[int, ...]) -> dict[str, Any]:
-    """This rank's weights and moments after the steps; at those in `bad` rank 1 alone has a loss that is NaN. Without, those steps are
-    not made at all.
+    """This rank's weights and moments after the steps; at those in `bad` rank 1 alone has a loss that is NaN. Without any,
+    those of BAD are not made at all.
     """
     from llm.train.deepspeed_config import LossOnly
     from llm.train.engine import create_engine, optimizer_step
