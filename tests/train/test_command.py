@@ -17,9 +17,10 @@ Words = Callable[..., list[str]]
 def run(command: list[str], folder: Path) -> subprocess.CompletedProcess:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=90)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=150)
 
 
+@pytest.mark.timeout(320)
 def test_deepspeed_on_two_ranks_then_python_goes_on(words: Words, tmp_path: Path) -> None:
     settings = words(
         "train.steps=4", "train.schedule.warmup=1", "parallel.zero=2", "train.validate_every=2", "train.tensorboard=true"
