@@ -64,6 +64,11 @@ class Guard:
         """From now on the loop is in this phase. patience: factor of the limit. minutes: more of them."""
         self._beat = Beat(step, phase, time.monotonic(), patience * (self.minutes or math.inf) + minutes)
 
+    @property
+    def done(self) -> int:
+        """The last step that was done, or is known to be."""
+        return max(0, self._beat.step - 1)
+
     def __enter__(self) -> "Guard":
         self._thread = Thread(target=self._watch, name="guard", daemon=True)
         self._thread.start()
@@ -99,7 +104,11 @@ class Guard:
             self._end(set(), beat)
 
     def _dumps(self) -> set[str]:
-        return {path.name for path in self._stacks.iterdir()} if self._stacks.is_dir() else set()
+        try:
+            return {path.name for path in self._stacks.iterdir()}
+        except OSError:
+            # none yet, or a file system that fails for a moment
+            return set()
 
     def _end(self, dumps: set[str], mine: Beat | None = None) -> None:
         """Write stacks, wait for those of the other ranks, say what happened if this rank noticed it, exit."""
@@ -138,7 +147,7 @@ class Guard:
         )
         # not `print`: whoever hangs may hold its lock
         os.write(2, f"{sentence}\n".encode())
-        Outcome(HUNG, max(0, beat.step - 1), sentence, str(self.folder.path)).write()
+        Outcome(HUNG, self.done, sentence, str(self.folder.path)).write()
 
     def _write_heartbeat(self) -> None:
         beat, self._written = self._beat, time.monotonic()

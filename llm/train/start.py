@@ -55,6 +55,7 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
     quiet()
     from llm.train.loop import say, train
 
+    guard = Guard(folder, world, config.train.hang_minutes, StopRequest(config.train.max_minutes, began))
     connected = world.connect()
     try:
         agree(manifest, world)
@@ -68,7 +69,7 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
             why,
             *changed,
         )
-        with Guard(folder, world, config.train.hang_minutes, StopRequest(config.train.max_minutes, began)) as guard:
+        with guard:
             if world.first:
                 Outcome(None, 0, "training", str(folder.path)).write()
             outcome = train(config, folder, world, manifest, guard, evaluate)
@@ -78,7 +79,7 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
         return outcome
     except BraidError as error:
         # the rank that knows, which may not be the first
-        Outcome(error.status, 0, str(error), str(folder.path)).write()
+        Outcome(error.status, guard.done, str(error), str(folder.path)).write()
         raise
     finally:
         if connected:
