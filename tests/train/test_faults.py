@@ -49,6 +49,7 @@ def cases(rank: int, words: list[str]) -> dict[str, Any]:
     ends["resumed"] = pretrain([*words, "name=signal"])
     ends["late"] = pretrain([*words, "name=late", "train.max_minutes=0.0001"])
     ends |= {f"bad {stage}": with_bad_steps([*words, f"name=bad{stage}", f"parallel.zero={stage}"]) for stage in (0, 3)}
+    ends["carried"] = carried_states([*words, "name=carried", "data.packing=contiguous", "model.layers.a.mixer.window=8"])
     ends["pairs"] = bad_gradients.pairs(rank)
     return ends
 
@@ -76,6 +77,32 @@ def with_bad_steps(words: list[str]) -> str:
             return pretrain([*words, "train.bad_steps.skip=1"]).sentence
         except BraidError as error:
             return f"{error.status}: {error}"
+
+
+def carried_states(words: list[str]) -> list[tuple[bool, bool]]:
+    """Of each step: whether it was bad, and whether the carried states are those of before. The third's loss is NaN on rank 1."""
+    from llm.train import loop
+    from llm.train.deepspeed_config import LossOnly
+    from llm.train.engine import optimizer_step
+    from llm.train.start import pretrain
+
+    seen: list[tuple[bool, bool]] = []
+    forward = LossOnly.forward
+
+    def spoilt(self: LossOnly, *args: Any, **kwargs: Any) -> Any:
+        out = forward(self, *args, **kwargs)
+        return (out[0] * torch.nan, out[1]) if os.environ["RANK"] == "1" and len(seen) == 2 else out
+
+    def watched(*args: Any) -> Any:
+        carried = args[6]
+        before = list(carried.states)
+        result = optimizer_step(*args)
+        seen.append((result.bad, all(old is new for old, new in zip(before, carried.states, strict=True))))
+        return result
+
+    with mock.patch.object(loop, "optimizer_step", watched), mock.patch.object(LossOnly, "forward", spoilt):
+        pretrain(words)
+    return seen
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +169,9 @@ def test_too_many_bad_steps_stop_with_a_diagnosis(stage: int, ends: list[dict[st
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [record.get("bad_steps", 0) for record in records] == [0, 1, 0]
+
+
+def test_a_bad_step_carries_no_state_on(ends: list[dict[str, Any]]) -> None:
+    good, bad = (False, False), (True, True)
+    for end in ends:
+        assert end["carried"] == [good, good, bad, good, good]
