@@ -96,10 +96,13 @@ def engine_alone(config: RunConfig, batches: list, world: World) -> Callable[[],
 
 def everything(config: RunConfig, manifest: Manifest, world: World) -> Callable[[], None]:
     from llm.train import loop as training
+    from llm.train.bad_steps import BadSteps
     from llm.train.engine import create_engine
+    from llm.train.guard import Guard
     from llm.train.metrics import Writer
     from llm.train.run_folder import RunFolder
     from llm.train.save import Saver
+    from llm.train.sent import Sent
     from llm.train.stop import StopRequest
 
     folder = RunFolder.of(config)
@@ -108,13 +111,16 @@ def everything(config: RunConfig, manifest: Manifest, world: World) -> Callable[
     with contextlib.redirect_stdout(io.StringIO()):
         writer = Writer(folder, config.train.steps, 0, tensorboard=True)
     saver, meter = Saver(folder, config, world), training.create_meter(config, world)
-    run = training.Run(config, folder, world, create_engine(config, world), batches, None, None, meter, writer, saver, 0)
+    engine, guard, bad = create_engine(config, world), Guard(folder, world, 15, StopRequest()), BadSteps(config.train.bad_steps)
+    sent = Sent(world, None)
+    run = training.Run(config, folder, world, engine, batches, None, None, None, meter, sent, writer, saver, guard, bad, 0)
 
     def steps() -> None:
         train = replace(config.train, steps=run.step + STEPS)
         run.config = replace(config, train=train)
-        with StopRequest() as stop:
-            training.loop(run, stop)
+        run.guard = Guard(folder, world, 15, StopRequest())
+        with run.guard, run.guard.stop:
+            training.loop(run)
 
     return steps
 

@@ -21,19 +21,18 @@ from llm.train.start import pretrain
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The exit status: 0, or 2 after an error that the user can cause."""
+    """The exit status: llm/train/exits.py says what each means."""
     words = without_local_rank(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(__doc__)
         return 0 if words else 2
     try:
         settle()
-        pretrain(words, evaluation)
+        return pretrain(words, evaluation).status
     except BraidError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return error.status
 
 
 if __name__ == "__main__":

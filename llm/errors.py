@@ -5,7 +5,9 @@ from collections.abc import Iterable
 
 
 class BraidError(Exception):
-    """Anything a user can cause; entry scripts print its message without a traceback."""
+    """Anything a user can cause; entry scripts print its message without a traceback, and exit with `status`."""
+
+    status = 2
 
 
 class ConfigError(BraidError):

@@ -15,6 +15,7 @@ from llm.errors import ConfigError
 from llm.mixers.ops import ops_of
 from llm.model import ModelConfig, model_kinds
 from llm.parallel import Mode
+from llm.train.bad_steps import BadStepsConfig
 from llm.train.optimizer import OPTIMIZERS, AdamWConfig
 from llm.train.schedule import ScheduleConfig
 from llm.train.scheduled import EvaluateConfig
@@ -29,6 +30,8 @@ class TrainConfig:
     in gradients alone, `loss` is without it. precision: `auto` is bf16 where the device computes in it, else fp32.
     log_every, validate_every, checkpoint_every: steps; 0 validates or saves at the end only. keep_last: checkpoints kept, besides
     those of each `keep_every`-th step (0: of none). checkpoint_async: they are written while training goes on.
+    max_minutes: the run stops in time to save within so many; null: no budget. hang_minutes: a step that takes longer ends the run
+    with every rank's stacks, other phases have three times as long; 0: never.
     validation_sequences: at most so many of the held-out split; null: all. peak_flops: FLOP/s of one rank's device; null: measured.
     """
 
@@ -50,6 +53,9 @@ class TrainConfig:
     checkpoint_async: bool = True
     peak_flops: float | None = None
     tensorboard: bool = True
+    max_minutes: float | None = None
+    hang_minutes: float = 15.0
+    bad_steps: BadStepsConfig = field(default_factory=BadStepsConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def check(self) -> None:
@@ -65,15 +71,20 @@ class TrainConfig:
                 f"train.keep_every ({self.keep_every}) must be a multiple of train.checkpoint_every ({self.checkpoint_every}), "
                 "which says when there are checkpoints to keep; 0 keeps train.keep_last alone"
             )
-        for name in ("micro_batch", "validation_sequences", "clip", "peak_flops"):
+        for name in ("micro_batch", "validation_sequences", "clip", "peak_flops", "max_minutes"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"train.{name} ({value}) must be finite and positive, or null")
+        if not 0 <= self.hang_minutes < math.inf:
+            raise ConfigError(
+                f"train.hang_minutes ({self.hang_minutes}) must be finite and not negative; 0 lets a run hang for ever"
+            )
         if not 0 <= self.z_loss < math.inf:
             raise ConfigError(f"train.z_loss ({self.z_loss}) must be finite and not negative; 0 switches it off, PaLM has 1e-4")
         self.optimizer.check("train.optimizer")
         self.schedule.check("train.schedule", self.steps)
         self.evaluate.check("train.evaluate")
+        self.bad_steps.check("train.bad_steps")
 
 
 @dataclass(frozen=True)

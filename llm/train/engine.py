@@ -11,6 +11,7 @@ from torch import Tensor
 from llm.data import Batch
 from llm.model import Decoder
 from llm.parallel import Ranks
+from llm.train.bad_steps import drop_bad_updates, dropped
 from llm.train.carried import Carried
 from llm.train.config import RunConfig
 from llm.train.deepspeed_config import LossOnly, deepspeed_config
@@ -23,7 +24,7 @@ from llm.train.world import World
 
 class StepResult(NamedTuple):
     """loss_sum: nats of this rank. scored: labels of all ranks. grad_norm: global, unclipped. votes: yeses of all ranks.
-    z_sum: with a z-loss, log^2 Z summed over this rank's scored labels.
+    z_sum: with a z-loss, log^2 Z summed over this rank's scored labels. bad: the gradient was not finite, and nothing is updated.
     """
 
     loss_sum: Tensor
@@ -31,6 +32,7 @@ class StepResult(NamedTuple):
     grad_norm: Tensor | float
     votes: Tensor
     z_sum: Tensor | None = None
+    bad: bool = False
 
 
 def create_engine(config: RunConfig, world: World, ranks: Ranks | None = None, folder: RunFolder | None = None) -> Any:
@@ -50,6 +52,7 @@ def create_engine(config: RunConfig, world: World, ranks: Ranks | None = None, f
         # ours are tested at every stage (tests/train); without this DeepSpeed warns or refuses
         ZERO_SUPPORTED_OPTIMIZERS.append(type(optimizer))
     engine, *_ = deepspeed.initialize(model=LossOnly(decoder, ranks, config.train.z_loss), optimizer=optimizer, config=settings)
+    drop_bad_updates(engine)
     return engine
 
 
@@ -70,6 +73,8 @@ def optimizer_step(
     micro-batches is switched off. Ranks that share a sequence are no special case: each has the loss of its own tokens, and a part
     of every gradient.
 
+    A gradient that is not finite on some rank changes neither weights, nor optimizer, nor carried states.
+
     votes: what else the ranks have to agree on, counted in the same all-reduce. before_update: called when gradients are there.
     step: counted from 1, it keys gradient noise.
     """
@@ -78,7 +83,8 @@ def optimizer_step(
     counts = world.sum(counts.to(device))
     scored = counts[0]
     scale = world.size / scored.clamp(min=1)
-    loss_sum = torch.zeros((), device=device)
+    loss_sum, bad = torch.zeros((), device=device), False
+    states = None if carried is None else list(carried.states)
     for k, batch in enumerate(micro_batches):
         batch = batch.to(device, non_blocking=True)
         if carried is None:
@@ -89,12 +95,16 @@ def optimizer_step(
         loss_sum += loss.detach()
         engine.backward(loss * scale, scale_wrt_gas=False)
         grad_norm = clip_gradients(engine, clip) if updates_now(engine) else None
+        bad = grad_norm is not None and dropped(engine, grad_norm)
         set_rates(engine.optimizer, lr, step)
         if k == len(micro_batches) - 1:
             before_update()
         engine.step()
     norm = engine.get_global_grad_norm() if grad_norm is None else grad_norm
-    return StepResult(loss_sum, scored, norm, counts[1:], engine.module.take_z_sum())
+    bad = bad or (grad_norm is None and dropped(engine, None))
+    if bad and carried is not None and states is not None:
+        carried.states = states
+    return StepResult(loss_sum, scored, norm, counts[1:], engine.module.take_z_sum(), bad)
 
 
 def sum_scored(micro_batches: list[Batch]) -> Tensor:

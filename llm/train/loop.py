@@ -1,23 +1,29 @@
 """The train loop: batches -> micro-steps -> optimizer step -> metrics -> validation -> checkpoint."""
 
+import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from llm.cost import model_cost
-from llm.data import Batches, HeldOutBatches, Manifest, TokenStream
+from llm.data import Batch, Batches, HeldOutBatches, Manifest, TokenStream
 from llm.errors import ConfigError, DataError
 from llm.parallel import Ranks
+from llm.train.bad_steps import BadSteps, BadStepsError, append
 from llm.train.branch import branch_point
 from llm.train.carried import Carried
 from llm.train.checkpoint import load_checkpoint, newest_whole
+from llm.train.checkpoint_files import name_of
 from llm.train.config import RunConfig, accumulation_of, data_ranks, micro_batch_of, repeated_reductions
+from llm.train.diagnosis import diagnose, said
 from llm.train.engine import create_engine, optimizer_step
+from llm.train.exits import DONE, STOPPED, Outcome
 from llm.train.fragments import to_save
+from llm.train.guard import PATIENCE, Guard
 from llm.train.init_from import start_from
 from llm.train.metrics import Meter, Writer, read_metrics
 from llm.train.peak import measured_peak
@@ -27,8 +33,8 @@ from llm.train.save import Saver
 from llm.train.schedule import learning_rate
 from llm.train.scheduled import Evaluation
 from llm.train.sent import Sent
-from llm.train.stop import StopRequest
 from llm.train.validate import SPLIT, validate
+from llm.train.whole_file import write_text
 from llm.train.world import World
 
 BACKWARD_AND_FORWARD = 3
@@ -52,11 +58,15 @@ class Run:
     sent: Sent
     writer: Writer | None
     saver: Saver
+    guard: Guard
+    bad_steps: BadSteps
     step: int
 
 
-def train(config: RunConfig, folder: RunFolder, world: World, manifest: Manifest, evaluate: Evaluation | None = None) -> int:
-    """Train from scratch or from the newest whole checkpoint, to the last step or a stop signal. Returns the step reached.
+def train(
+    config: RunConfig, folder: RunFolder, world: World, manifest: Manifest, guard: Guard, evaluate: Evaluation | None = None
+) -> Outcome:
+    """Train from scratch or from the newest whole checkpoint, to the last step or until a rank is to stop.
 
     The process group is up, `config` is checked, its precision resolved. Raises DataError, CheckpointError.
     """
@@ -90,10 +100,10 @@ def train(config: RunConfig, folder: RunFolder, world: World, manifest: Manifest
         if carried is not None and checkpoint is not None:
             carried.load(checkpoint, world)
         meter, sent = create_meter(config, world), Sent(world, ranks)
-        run = Run(config, folder, world, engine, batches, carried, held_out, evaluate, meter, sent, writer, saver, step)
-        with StopRequest() as stop:
-            loop(run, stop)
-        return run.step
+        bad = BadSteps(config.train.bad_steps)
+        run = Run(config, folder, world, engine, batches, carried, held_out, evaluate, meter, sent, writer, saver, guard, bad, step)
+        with guard.stop:
+            return loop(run)
     except DataError as error:
         # the first rank, which speaks for all, may never read the damaged shard
         if not world.first:
@@ -104,40 +114,87 @@ def train(config: RunConfig, folder: RunFolder, world: World, manifest: Manifest
         saver.close()
 
 
-def loop(run: Run, stop: StopRequest) -> None:
-    """Steps until the last one, or until a rank was asked to stop."""
-    settings = run.config.train
+def loop(run: Run) -> Outcome:
+    """Steps until the last one, or until a rank is to stop."""
+    settings, stop, first = run.config.train, run.guard.stop, run.step + 1
+    outcome = Outcome(DONE, run.step, f"step {run.step} of {settings.steps}", str(run.folder.path))
+    slowest = 0.0
     while run.step < settings.steps:
         run.step += 1
         last = run.step == settings.steps
+        patience = PATIENCE if run.step == first else 1
+        run.guard.beat(run.step, "reading", patience)
         waiting = time.perf_counter()
         micro_batches = next(run.batches)
         data_wait = time.perf_counter() - waiting
         lr = learning_rate(settings.schedule, settings.optimizer.lr, run.step, settings.steps)
-        votes, copied = (bool(stop), *run.saver.votes()), run.saver.copied
+        # on a GPU the votes are read at logged steps alone
+        stop.check_time(slowest * (settings.log_every if run.world.device.type == "cuda" else 1), run.saver.longest)
+        reason = stop.reason
+        votes, copied = (reason is not None, stop.out_of_time, *run.saver.votes()), run.saver.copied
+        run.guard.beat(run.step, "the update", patience)
         with run.sent:
             result = optimizer_step(run.engine, micro_batches, lr, settings.clip, run.world, votes, run.carried, copied, run.step)
         run.meter.add(result, data_wait)
         saving = last or due(run.step, settings.checkpoint_every)
         logging = saving or due(run.step, settings.log_every)
         # a GPU is asked only where the loop waits for it anyway; the host's own tensors cost nothing to read
-        stops, written, failed = result.votes.tolist() if logging or run.world.device.type == "cpu" else (0, 0, 0)
+        stops, late, written, failed = result.votes.tolist() if logging or run.world.device.type == "cpu" else (0, 0, 0, 0)
         run.saver.settle(written, failed)
+        if result.bad:
+            left_out(run, micro_batches)
         stopping = stops > 0
         validating = last or due(run.step, settings.validate_every)
         evaluating = run.evaluate is not None and due(run.step, settings.evaluate.every)
         if logging or stopping or validating or evaluating:
             report(run, lr, validating, evaluating)
         if saving or stopping:
+            run.guard.beat(run.step, "a checkpoint", PATIENCE)
             held = to_save(run.engine, run.world.rank, run.world.size)
             run.saver.save(held, run.step, run.batches.state(), run.carried, last=last or stopping)
-        if stopping:
-            say(run.world, f"stopped at step {run.step} on request; continue with `pretrain.py {run.folder.path}`")
+        if stopping and not last:
+            outcome = stopped(run, reason, late > 0)
             break
+        outcome = replace(outcome, step=run.step, sentence=f"step {run.step} of {settings.steps}")
+        if run.step > first:
+            slowest = max(slowest, time.perf_counter() - waiting)
         if logging or validating or evaluating:
             run.meter.skip()
     if run.writer is not None:
         run.writer.close()
+    return outcome
+
+
+def left_out(run: Run, micro_batches: list[Batch]) -> None:
+    """Tell of a bad step. Raises BadStepsError, with a checkpoint and a diagnosis, when it is one too many."""
+    rows = run.batches.consumed - run.config.train.batch, run.batches.consumed
+    if run.world.first:
+        append(run.folder.report, run.step, rows)
+    say(run.world, f"step {run.step} is left out: its gradient is not finite, weights and optimizer stay as they were")
+    if not run.bad_steps.too_many(run.step):
+        return
+    run.guard.beat(run.step, "the diagnosis", PATIENCE)
+    where = run.saver.save(
+        to_save(run.engine, run.world.rank, run.world.size), run.step, run.batches.state(), run.carried, last=True
+    )
+    found = diagnose(run.engine, micro_batches, run.carried, run.world)
+    path = run.folder.report / f"bad_step_{run.step}.json"
+    if run.world.first:
+        write_text(path, json.dumps({"step": run.step, "rows": rows, **found}, indent=1) + "\n")
+    settings = run.config.train.bad_steps
+    raise BadStepsError(
+        f"step {run.step} is one more with a gradient that is not finite than train.bad_steps.skip ({settings.skip}) allows in "
+        f"{settings.window} steps; first not finite: {said(found)} ({path}); saved in {where}, with weights that are: lower the "
+        f"rate or mend the data of rows {rows[0]} to {rows[1] - 1}, then go on with `pretrain.py {run.folder.path}`"
+    )
+
+
+def stopped(run: Run, reason: str | None, out_of_time: bool) -> Outcome:
+    """All ranks say why, whichever had a reason. The checkpoint is written."""
+    reason = next(each for each in run.world.gather(reason) if each)
+    where = f"saved in {run.folder.checkpoints / name_of(run.step)}; go on with `pretrain.py {run.folder.path}`"
+    sentence = f"stopped at step {run.step} on request ({reason}), {where}"
+    return Outcome(STOPPED, run.step, sentence, str(run.folder.path), out_of_time=out_of_time)
 
 
 def report(run: Run, lr: float, validating: bool, evaluating: bool) -> None:
@@ -147,8 +204,9 @@ def report(run: Run, lr: float, validating: bool, evaluating: bool) -> None:
         # damaged sequences that other ones stand for, of all ranks since this start
         record["substituted"] = run.world.sum(torch.tensor(run.batches.stream.substituted, device=run.world.device)).item()
     if validating and run.held_out is not None:
-        record |= validate(run.engine, run.held_out, run.world)
+        record |= validate(run.engine, run.held_out, run.world, lambda: run.guard.beat(run.step, "validation", PATIENCE))
     if evaluating and run.evaluate is not None:
+        run.guard.beat(run.step, "evaluation", PATIENCE, run.config.train.evaluate.minutes)
         record |= run.evaluate(run.engine, run.step)
     if run.writer is None:
         return

@@ -1,6 +1,7 @@
 """What a run says of itself: metrics.jsonl, TensorBoard, lines on the console."""
 
 import json
+import math
 import sys
 import time
 from typing import IO, Any
@@ -30,19 +31,22 @@ class Meter:
         self.loss_sum: Tensor | float = 0.0
         self.z_sum: Tensor | float = 0.0
         self.scored: Tensor | float = 0.0
-        self.steps, self.data_wait, self.start = 0, 0.0, time.perf_counter()
+        self.steps, self.bad, self.data_wait, self.start = 0, 0, 0.0, time.perf_counter()
 
     def add(self, result: StepResult, data_wait: float) -> None:
-        self.loss_sum, self.scored = self.loss_sum + result.loss_sum, self.scored + result.scored
-        if result.z_sum is not None:
-            self.z_sum = self.z_sum + result.z_sum
+        if result.bad:
+            self.bad += 1
+        else:
+            self.loss_sum, self.scored = self.loss_sum + result.loss_sum, self.scored + result.scored
+            if result.z_sum is not None:
+                self.z_sum = self.z_sum + result.z_sum
         self.grad_norm = result.grad_norm
         self.steps, self.data_wait = self.steps + 1, self.data_wait + data_wait
 
     def read(self, step: int, lr: float) -> dict[str, float]:
         """The record of the steps since the last one. Reads from the device; all ranks call it together."""
-        assert isinstance(self.loss_sum, Tensor), "read before the first step"
-        loss_sum = float(self.world.sum(self.loss_sum))
+        assert self.steps, "read before the first step"
+        loss_sum = float(self.world.sum(self.loss_sum)) if isinstance(self.loss_sum, Tensor) else math.nan
         seconds = time.perf_counter() - self.start
         rate = self.steps * self.tokens_per_step / seconds
         record = {
@@ -56,6 +60,8 @@ class Meter:
             "seconds_per_step": seconds / self.steps,
             "data_wait": self.data_wait / seconds,
         }
+        if self.bad:
+            record["bad_steps"] = self.bad
         if isinstance(self.z_sum, Tensor):
             record["log_z_squared"] = float(self.world.sum(self.z_sum)) / max(1.0, float(self.scored))
         self._restart()

@@ -5,6 +5,8 @@ runs/NAME/  config.yaml       resolved; resuming needs no other file
             checkpoints/      step-N/ and `latest`, which names the newest
             tokenizer.json    of the data trained on
             versions.json     of packages, and the state of git
+            outcome.json      how the last start ended (llm/train/exits.py)
+            heartbeat/        where each rank is;  stacks/  of ranks that hung (llm/train/guard.py)
             report/           loss.png, parameters.json;  tensorboard/
 """
 
@@ -24,9 +26,11 @@ from llm.config import to_yaml
 from llm.data import Manifest
 from llm.data.remote import CacheConfig
 from llm.errors import CheckpointError, ConfigError
+from llm.train.bad_steps import BadStepsConfig
 from llm.train.config import RunConfig, build_config
 from llm.train.schedule import ScheduleConfig
 from llm.train.scheduled import EvaluateConfig
+from llm.train.whole_file import write_text
 
 # Settings that change nothing of what is computed, but for the order of sums: they may differ when a run goes on.
 FREE = {
@@ -50,6 +54,9 @@ FREE = {
     "train.peak_flops",
     *(f"train.evaluate.{field.name}" for field in fields(EvaluateConfig)),
     "train.tensorboard",
+    "train.max_minutes",
+    "train.hang_minutes",
+    *(f"train.bad_steps.{field.name}" for field in fields(BadStepsConfig)),
 }
 # Settings that a run may go on with changed, or branch off with: what lies ahead, not what was computed.
 AHEAD = {"train.steps", *(f"train.schedule.{field.name}" for field in fields(ScheduleConfig))}
@@ -183,10 +190,3 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 def _git(folder: Path, *words: str) -> str:
     return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=20, check=True).stdout
-
-
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)

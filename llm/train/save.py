@@ -38,6 +38,8 @@ class Saver:
     def __init__(self, run: RunFolder, config: RunConfig, world: World):
         self.run, self.config, self.world = run, config, world
         self._stall = 0.0
+        # seconds from the beginning of a save until this rank had written its part, at most; None before the first
+        self.longest: float | None = None
         self._host = HostCopy(world.device)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._copied = Event()
@@ -125,11 +127,14 @@ class Saver:
         return files.temporary_of(self.run.checkpoints, self._step)
 
     def _write(self, folder: Path, shards: dict[str, Shard], texts: dict[str, str], copies: bool) -> Sealed:
+        began = time.perf_counter()
         try:
             if copies:
                 shards = self._host.of(shards)
                 self._copied.set()
-            return write(folder, shards, texts)
+            sealed = write(folder, shards, texts)
+            self.longest = max(self.longest or 0.0, time.perf_counter() - began)
+            return sealed
         finally:
             self._copied.set()
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,21 +12,24 @@ import torch
 
 from llm.cost import model_cost
 from llm.data import Manifest
-from llm.errors import ConfigError, DataError
+from llm.errors import BraidError, ConfigError, DataError
 from llm.train.branch import check_branch
 from llm.train.checkpoint_files import FILES, checkpoints
 from llm.train.config import RunConfig, check, load_config
+from llm.train.exits import Outcome
+from llm.train.guard import Guard
 from llm.train.init_from import check_source
 from llm.train.precision import resolved
 from llm.train.run_folder import AHEAD, FREE, RunFolder
 from llm.train.scheduled import Evaluation
+from llm.train.stop import StopRequest
 from llm.train.world import World
 
 Plan = Callable[[RunConfig, RunFolder, World], Evaluation]
 
 
-def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> int:
-    """`FILE.yaml... key.path=value...` starts a run, or goes on with it; `runs/NAME` goes on. Returns the step reached.
+def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outcome:
+    """`FILE.yaml... key.path=value...` starts a run, or goes on with it; `runs/NAME` goes on. Says how it ended.
 
     plan_evaluation: makes what `train.evaluate` asks for.
 
@@ -34,7 +38,7 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> int:
     Raises:
         BraidError: anything that a user can cause.
     """
-    world = World.from_environment()
+    began, world = time.monotonic(), World.from_environment()
     config, folder = plan(words)
     manifest = config.data.load_manifest()
     check(config, world.size, manifest)
@@ -51,6 +55,7 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> int:
     quiet()
     from llm.train.loop import say, train
 
+    guard = Guard(folder, world, config.train.hang_minutes, StopRequest(config.train.max_minutes, began))
     connected = world.connect()
     try:
         agree(manifest, world)
@@ -64,9 +69,18 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> int:
             why,
             *changed,
         )
-        step = train(config, folder, world, manifest, evaluate)
-        say(world, f"{folder.path}: step {step} of {config.train.steps}; loss curve in {folder.report / 'loss.png'}")
-        return step
+        with guard:
+            if world.first:
+                Outcome(None, 0, "training", str(folder.path)).write()
+            outcome = train(config, folder, world, manifest, guard, evaluate)
+        say(world, f"{folder.path}: {outcome.sentence}; loss curve in {folder.report / 'loss.png'}")
+        if world.first:
+            outcome.write()
+        return outcome
+    except BraidError as error:
+        # the rank that knows, which may not be the first
+        Outcome(error.status, guard.done, str(error), str(folder.path)).write()
+        raise
     finally:
         if connected:
             world.close()

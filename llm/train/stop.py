@@ -1,19 +1,51 @@
-"""Stopping on request: a signal sets a flag, the flag is agreed among the ranks at a step's border, a checkpoint follows."""
+"""Stopping in time: a signal, a lost launcher or a spent time budget sets a flag on one rank; the all-reduce that every step makes
+tells all ranks, and a checkpoint follows.
+"""
 
+import os
 import signal
+import time
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# of a time budget, kept for a first save whose duration is not known yet: seconds at most, and part of the budget
+UNKNOWN_SAVE, UNKNOWN_PART = 60.0, 0.1
+# a save is given so many times what the longest one took
+SAVE_FACTOR = 1.5
 
 
 class StopRequest:
-    """True once SIGTERM or SIGUSR1 has arrived. Use it as a context: the former handlers come back at its end."""
+    """True once this rank wants to stop. As a context it handles signals: each sets the flag and nothing more, so that a second one
+    cannot break the save that the first asked for. The former handlers come back at the end.
 
-    def __init__(self) -> None:
-        self.signal: int | None = None
+    minutes: the time budget from `began` (time.monotonic), or None. reason: why, once it is true. out_of_time: it is the budget.
+    """
+
+    def __init__(self, minutes: float | None = None, began: float | None = None) -> None:
+        self.budget = None if minutes is None else 60 * minutes
+        self.began = time.monotonic() if began is None else began
+        self.reason: str | None = None
+        self.out_of_time = False
 
     def __bool__(self) -> bool:
-        return self.signal is not None
+        return self.reason is not None
+
+    def ask(self, reason: str) -> None:
+        """From any thread. The first reason stays."""
+        self.reason = self.reason or reason
+
+    def check_time(self, step_seconds: float, save_seconds: float | None) -> None:
+        """Ask to stop when the budget has no room for what comes before the next check, and a save.
+
+        step_seconds: until the next check. save_seconds: of the longest save; None: there was none.
+        """
+        if self.budget is None or self:
+            return
+        unknown = min(UNKNOWN_SAVE, UNKNOWN_PART * self.budget)
+        reserve = step_seconds + (unknown if save_seconds is None else SAVE_FACTOR * save_seconds)
+        if time.monotonic() - self.began + reserve > self.budget:
+            self.out_of_time = True
+            self.ask(f"train.max_minutes ({self.budget / 60:g}) are over but for {reserve:.0f} s to save in")
 
     def __enter__(self) -> "StopRequest":
         self._former = {number: signal.signal(number, self._arrived) for number in SIGNALS}
@@ -24,4 +56,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _arrived(self, number: int, _: FrameType | None) -> None:
-        self.signal = number
+        if number == signal.SIGINT and not self:
+            # not `print`, which the signal may have interrupted
+            os.write(2, b"stopping after this step, with a checkpoint; Ctrl-\\ ends at once, without\n")
+        self.ask(signal.Signals(number).name)

@@ -1,6 +1,7 @@
 """Validation: mean loss over the held-out split."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,11 +13,12 @@ SPLIT = "validation"
 
 
 @torch.no_grad()
-def validate(engine: Any, batches: HeldOutBatches, world: World) -> dict[str, float]:
-    """Nats per token over all ranks, and its exponential."""
+def validate(engine: Any, batches: HeldOutBatches, world: World, beat: Callable[[], None] = lambda: None) -> dict[str, float]:
+    """Nats per token over all ranks, and its exponential. beat: called before each batch."""
     engine.eval()
     loss_sum, scored = torch.zeros((), device=world.device), torch.zeros((), device=world.device)
     for micro_batches in batches:
+        beat()
         for batch in micro_batches:
             scored += batch.scored
             batch = batch.to(world.device, non_blocking=True)

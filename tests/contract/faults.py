@@ -190,7 +190,7 @@ def rotary_position_is_not_restarted() -> AbstractContextManager:
 
 def rotary_position_starts_again_with_every_batch() -> AbstractContextManager:
     right = rotary.rotary
-    return patch.object(rotary, "rotary", lambda x, position, theta: right(x, position - position[:, :1], theta))
+    return patch.object(rotary, "rotary", lambda x, position, *rest: right(x, position - position[:, :1], *rest))
 
 
 # fault -> (the mixer it is planted under, a law that must break)

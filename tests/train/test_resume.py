@@ -29,7 +29,7 @@ def start(words: list[str]) -> str:
     from llm.train.start import pretrain
 
     try:
-        return f"step {pretrain(words)}"
+        return f"step {pretrain(words).step}"
     except BraidError as error:
         return f"{type(error).__name__}: {error}"
 

@@ -1,0 +1,54 @@
+"""How a start of a run ends: an exit status, and the same in `outcome.json`, because launchers end with statuses of their own.
+
+| status | what happened | what to do |
+|---|---|---|
+| 0 | the last step is reached | |
+| 2 | an error that the user must mend | mend what its sentence names |
+| 75 | stopped on request or out of time, and saved | start again |
+| 76 | more bad steps than allowed; diagnosis written | read it first |
+| 77 | hung; stacks dumped | start again |
+| other | crashed | start again |
+
+Nothing here imports torch, so that a supervisor is small and starts at once.
+"""
+
+import json
+import os
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from llm.train.whole_file import write_text
+
+DONE, MEND, STOPPED, BAD_STEPS, HUNG = 0, 2, 75, 76, 77
+NAME = "outcome.json"
+# a second place for the same, of whoever watches the run and does not know its folder
+TOLD = "BRAID_OUTCOME"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """status: None while the run goes on. step: the last one done. sentence: what happened. folder: the run's. time: of writing, in
+    seconds since 1970. out_of_time: it stopped for `train.max_minutes`.
+    """
+
+    status: int | None
+    step: int
+    sentence: str
+    folder: str
+    time: float = 0.0
+    out_of_time: bool = False
+
+    def write(self) -> None:
+        """Into the run folder, and where the environment's BRAID_OUTCOME says."""
+        text = json.dumps(asdict(self) | {"folder": str(Path(self.folder).absolute()), "time": time.time()}, indent=1) + "\n"
+        for path in (Path(self.folder) / NAME, *(Path(told) for told in (os.environ.get(TOLD),) if told)):
+            # what happened is said anyway, and matters more than a full disk here
+            with suppress(OSError):
+                write_text(path, text)
+
+
+def read_outcome(path: Path) -> Outcome | None:
+    """None where nothing has been written."""
+    return Outcome(**json.loads(path.read_text())) if path.is_file() else None
