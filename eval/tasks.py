@@ -8,7 +8,13 @@ from eval import curves, throughput
 from eval.bigram import BigramConfig, bigram
 from eval.figures import Result
 from eval.harness.task import HarnessConfig, harness
+from eval.needles.grid import draw_grid
+from eval.needles.needle import NeedleConfig, needle
+from eval.needles.ruler import RulerConfig, draw_ruler, ruler
+from eval.needles.tokens import NeedleTokensConfig, needle_tokens
 from eval.perplexity import PerplexityConfig, perplexity
+from eval.probes import layers
+from eval.probes.verbatim import VerbatimConfig, draw_verbatim, verbatim
 
 
 @dataclass(frozen=True)
@@ -33,5 +39,12 @@ TASKS: dict[str, Task] = {
     "perplexity": Task(PerplexityConfig, perplexity, all_ranks=True, in_training=True, picture=curves.draw),
     "bigram": Task(BigramConfig, bigram),
     "throughput": Task(throughput.ThroughputConfig, throughput.throughput, picture=throughput.draw),
+    "needle": Task(NeedleConfig, needle, all_ranks=True, picture=draw_grid),
+    "ruler": Task(RulerConfig, ruler, all_ranks=True, picture=draw_ruler),
+    "needle_tokens": Task(NeedleTokensConfig, needle_tokens, all_ranks=True, picture=draw_grid),
+    "verbatim": Task(VerbatimConfig, verbatim, all_ranks=True, picture=draw_verbatim),
+    "attention_maps": Task(layers.LayersConfig, layers.attention_maps, picture=layers.draw_maps),
+    "timescales": Task(layers.LayersConfig, layers.timescales, picture=layers.draw_timescales),
+    "logit_lens": Task(layers.LayersConfig, layers.logit_lens, picture=layers.draw_lens),
     "lm_eval": Task(HarnessConfig, harness, all_ranks=True),
 }

@@ -3,6 +3,7 @@
 import torch
 
 from eval.models.language_model import LanguageModel, ModelState
+from eval.prefill import prefill
 from llm.generate import Sampling, choose
 
 
@@ -28,29 +29,24 @@ def _batches(prompts: list[list[int]], rows: int, packs: bool) -> list[list[int]
 
 
 def _together(model: LanguageModel, prompts: list[list[int]], sampling: Sampling, until: list[str]) -> list[str]:
-    longest = max(map(len, prompts))
-    tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
-    starts = torch.zeros_like(tokens, dtype=torch.bool)
-    for row, prompt in enumerate(prompts):
-        tokens[row, longest - len(prompt) :] = torch.tensor(prompt)
-        starts[row, longest - len(prompt)] = True
     generators = [torch.Generator().manual_seed(sampling.seed) for _ in prompts]
     ids: list[list[int]] = [[] for _ in prompts]
     texts: list[str | None] = [None] * len(prompts)
-    logits, state = model.logits(tokens, None, starts if model.packs else None, last_only=True)
+    logits_BZ, state = prefill(model, prompts)
     for _ in range(sampling.tokens):
-        chosen = [choose(logits[row, -1], sampling, generators[row]) for row in range(len(prompts))]
+        chosen = [choose(logits_BZ[row], sampling, generators[row]) for row in range(len(prompts))]
         for row, token in enumerate(chosen):
             if texts[row] is None:
                 texts[row] = _ended(model, ids[row], token, until)
         if None not in texts:
             break
-        logits, state = _next(model, chosen, state)
+        logits_BZ, state = _next(model, chosen, state)
     return [model.decode(ids[row]) if text is None else text for row, text in enumerate(texts)]
 
 
 def _next(model: LanguageModel, chosen: list[int], state: ModelState) -> tuple[torch.Tensor, ModelState]:
-    return model.logits(torch.tensor(chosen)[:, None], state)
+    logits_BTZ, state = model.logits(torch.tensor(chosen)[:, None], state)
+    return logits_BTZ[:, -1], state
 
 
 def _ended(model: LanguageModel, ids: list[int], token: int, until: list[str]) -> str | None:

@@ -156,3 +156,14 @@ def test_described_layers_add_up(run):
     for column, whole in enumerate(asdict(model_cost(config.model, WINDOW)).values(), start=2):
         values = [int(str(row[column]).replace(",", "")) for row in rows]
         assert values[-1] == sum(values[:-1]) == whole
+
+
+def test_needles_and_looks_inside_are_reported_and_drawn(run):
+    words = ["needle", "needle_tokens", "ruler", "verbatim", "attention_maps", "timescales", "logit_lens"]
+    small = ["samples=2", "haystack=noise", "needle.lengths=[500]", "needle_tokens.lengths=[40]", "needle_tokens.depths=2"]
+    more = ["ruler.lengths=[700]", "ruler.kinds=[single_1]", "verbatim.delays=[3]", "tokens=20", "needle.candidates=3"]
+    assert evaluate(["--model", str(run), "--device", "cpu", ",".join(words), *small, *more]) == 0
+    for name in words:
+        assert read(run, name)["figures"]
+        assert (run / "report" / f"eval-{name}.png").stat().st_size > 5000
+    assert read(run, "needle_tokens")["details"]["cells"][0]["first"]["interval"][1] > 0
