@@ -7,37 +7,32 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from llm.cost import model_cost
 from llm.data import Batch, Batches, HeldOutBatches, Manifest, TokenStream
 from llm.errors import ConfigError, DataError
-from llm.parallel import Ranks
 from llm.train.bad_steps import BadSteps, BadStepsError, append
 from llm.train.branch import branch_point
 from llm.train.carried import Carried
 from llm.train.checkpoint import load_checkpoint, newest_whole
 from llm.train.checkpoint_files import name_of
-from llm.train.config import RunConfig, accumulation_of, data_ranks, micro_batch_of, repeated_reductions
+from llm.train.config import RunConfig, data_ranks, micro_batch_of, repeated_reductions
 from llm.train.diagnosis import diagnose, said
 from llm.train.engine import create_engine, optimizer_step
 from llm.train.exits import DONE, STOPPED, Outcome
 from llm.train.fragments import to_save
+from llm.train.grid import place, sequence_ranks, unscored_rows
 from llm.train.guard import PATIENCE, Guard
 from llm.train.init_from import start_from
-from llm.train.metrics import Meter, Writer, read_metrics
-from llm.train.peak import measured_peak
+from llm.train.metrics import Meter, Writer, create_meter, read_metrics
 from llm.train.plot import plot_loss
 from llm.train.run_folder import RunFolder
 from llm.train.save import Saver
 from llm.train.schedule import learning_rate
 from llm.train.scheduled import Evaluation
 from llm.train.sent import Sent
-from llm.train.validate import SPLIT, validate
+from llm.train.validate import held_out_batches, validate
 from llm.train.whole_file import write_text
-from llm.train.world import World
-
-BACKWARD_AND_FORWARD = 3
+from llm.train.world import World, say
 
 
 @dataclass
@@ -215,67 +210,5 @@ def report(run: Run, lr: float, validating: bool, evaluating: bool) -> None:
         plot_loss(read_metrics(run.folder), run.folder.report / "loss.png", run.config.name)
 
 
-def unscored_rows(config: RunConfig, ranks: int) -> list[str]:
-    """What it costs when the ranks' micro-batches have room for more rows than the batch has."""
-    readers, batch = data_ranks(config, ranks), config.train.batch
-    rows = readers * micro_batch_of(config, ranks) * accumulation_of(config, ranks)
-    if rows == batch:
-        return []
-    law = "rows that are not scored fill the ranks' micro-batches"
-    return [f"train.batch ({batch}) on {readers} readers: {rows - batch} of {rows} {law}; {readers} should divide the batch"]
-
-
-def place(config: RunConfig, world: World) -> tuple[int, tuple[int, int]]:
-    """Which reader this rank is or shares, and its part of the reader's sequences: neighbouring ranks share."""
-    reader, part = divmod(world.rank, config.parallel.sequence)
-    return reader, (part, config.parallel.sequence)
-
-
-def sequence_ranks(config: RunConfig, world: World) -> Ranks | None:
-    """The ranks that this one shares sequences with; None: it has them to itself. All ranks call it together."""
-    size = config.parallel.sequence
-    if size == 1:
-        return None
-    groups = [dist.new_group(list(range(first, first + size))) for first in range(0, world.size, size)]
-    reader, (part, _) = place(config, world)
-    return Ranks(part, size, groups[reader], config.parallel.mode, states=config.data.packing == "contiguous")
-
-
 def due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def create_meter(config: RunConfig, world: World) -> Meter:
-    """Counts tokens and FLOPs of all ranks; the peak is the sum of what each rank's device reaches."""
-    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-    peak = config.train.peak_flops or measured_peak(world.device, dtype)
-    total = world.sum(torch.tensor(peak, dtype=torch.float64, device=world.device)).item()
-    flops = BACKWARD_AND_FORWARD * model_cost(config.model, config.data.sequence_length).flops
-    return Meter(world, config.train.batch * config.data.sequence_length, flops, total)
-
-
-def held_out_batches(config: RunConfig, world: World, manifest: Manifest) -> HeldOutBatches | None:
-    settings, micro = config.train, micro_batch_of(config, world.size)
-    try:
-        manifest.split(SPLIT)
-    except DataError:
-        say(world, f"the dataset has no split {SPLIT!r}: training without validation")
-        return None
-    return HeldOutBatches(
-        manifest,
-        SPLIT,
-        config.data.sequence_length,
-        batch=data_ranks(config, world.size) * micro,
-        rank=place(config, world)[0],
-        ranks=data_ranks(config, world.size),
-        micro_batch=micro,
-        limit=settings.validation_sequences,
-        part=place(config, world)[1],
-    )
-
-
-def say(world: World, *sentences: str) -> None:
-    """On the first rank only."""
-    if world.first:
-        for sentence in sentences:
-            print(sentence, flush=True)

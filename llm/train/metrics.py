@@ -6,13 +6,18 @@ import sys
 import time
 from typing import IO, Any
 
+import torch
 from torch import Tensor
 
+from llm.cost import model_cost
+from llm.train.config import RunConfig
 from llm.train.engine import StepResult
+from llm.train.peak import measured_peak
 from llm.train.run_folder import RunFolder, write_text
 from llm.train.world import World
 
 BAR = 20
+BACKWARD_AND_FORWARD = 3
 
 
 class Meter:
@@ -157,3 +162,12 @@ def read_metrics(folder: RunFolder) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return records
+
+
+def create_meter(config: RunConfig, world: World) -> Meter:
+    """Counts tokens and FLOPs of all ranks; the peak is the sum of what each rank's device reaches."""
+    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    peak = config.train.peak_flops or measured_peak(world.device, dtype)
+    total = world.sum(torch.tensor(peak, dtype=torch.float64, device=world.device)).item()
+    flops = BACKWARD_AND_FORWARD * model_cost(config.model, config.data.sequence_length).flops
+    return Meter(world, config.train.batch * config.data.sequence_length, flops, total)

@@ -23,7 +23,7 @@ from llm.train.precision import resolved
 from llm.train.run_folder import AHEAD, FREE, RunFolder
 from llm.train.scheduled import Evaluation
 from llm.train.stop import StopRequest
-from llm.train.world import World
+from llm.train.world import World, say
 
 Plan = Callable[[RunConfig, RunFolder, World], Evaluation]
 
@@ -53,7 +53,7 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
         check_source(config)
     share_cores(world.device)
     quiet()
-    from llm.train.loop import say, train
+    from llm.train.loop import train
 
     guard = Guard(folder, world, config.train.hang_minutes, StopRequest(config.train.max_minutes, began))
     connected = world.connect()

@@ -80,3 +80,10 @@ class World:
 
 
 PLACE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+
+
+def say(world: World, *sentences: str) -> None:
+    """On the first rank only."""
+    if world.first:
+        for sentence in sentences:
+            print(sentence, flush=True)

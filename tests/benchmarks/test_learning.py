@@ -82,6 +82,7 @@ def test_verdicts_ask_solvers_for_every_seed_and_the_others_for_none():
     assert [holds for holds, _ in stuck] == [True] * len(SOLVERS["parity"]) + [False] * len(FAILING)
 
 
+@pytest.mark.slow
 @pytest.mark.multirank
 def test_a_quick_run_writes_the_report_and_the_picture(tmp_path):
     command = [sys.executable, "benchmarks/learning.py", "--quick", "--processes", "1", "--out", str(tmp_path)]

@@ -115,6 +115,7 @@ def test_killed_at_every_write_the_bytes_are_the_same(whole: dict[str, bytes]):
     assert content(Path("out")) == whole
 
 
+@pytest.mark.slow
 @pytest.mark.multirank
 def test_killed_with_its_workers_at_any_time_the_bytes_are_the_same(whole: dict[str, bytes]):
     rng = random.Random(time.time_ns())

@@ -43,7 +43,7 @@ def config_of(zero: int, precision: str = "fp32", sequence: int = 1, micro_batch
 def held(rank: int, config: RunConfig) -> int:
     """The most bytes of this rank's tensors in its second step and third step; in the first, AdamW has no moments."""
     from llm.train.engine import create_engine, optimizer_step
-    from llm.train.loop import place, sequence_ranks
+    from llm.train.grid import place, sequence_ranks
     from llm.train.world import World
 
     world = World(rank, RANKS, torch.device("cpu"))

@@ -46,7 +46,7 @@ def config_of(names: list[str], mode: str, **train: Any) -> RunConfig:
 def two_steps(rank: int, config: RunConfig) -> dict[str, float]:
     """The record's part of two steps on this rank."""
     from llm.train.engine import create_engine, optimizer_step
-    from llm.train.loop import place, sequence_ranks
+    from llm.train.grid import place, sequence_ranks
     from llm.train.sent import Sent
     from llm.train.world import World
 

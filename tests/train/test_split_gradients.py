@@ -86,7 +86,7 @@ def steps_of(rank: int, config: RunConfig) -> dict[str, Any]:
     from deepspeed.utils import safe_get_full_grad
 
     from llm.train.engine import create_engine, optimizer_step
-    from llm.train.loop import place, sequence_ranks
+    from llm.train.grid import place, sequence_ranks
     from llm.train.world import World
 
     world = World(rank, RANKS, torch.device("cpu"))
