@@ -15,6 +15,7 @@ import torch.distributed as dist
 from llm.docs import Docs
 from llm.mixers import MIXERS
 from llm.mixers.ops import ops_of
+from llm.ops import compiled
 from llm.parallel import MODES, Mode, Ranks
 from llm.parallel.plan import choose
 from llm.testing import run_ranks
@@ -26,6 +27,7 @@ from laws import WIDTH, Case, carried, leaves, streams
 
 pytestmark = [pytest.mark.multirank, pytest.mark.timeout(1000)]
 
+LAW = 1e-10
 TOKENS = 200
 STARTS = ([0, 37, 38, 45, 180], [20, 99, 100, 149, 151])
 EXTRA = [
@@ -102,7 +104,7 @@ def modes_of(case: Case, size: int, tokens: int) -> list[Mode]:
 
 @patch.dict(MIXERS, FAMILIES)
 def all_of_them(rank: int, size: int, only: list[int]) -> dict[str, tuple[float, str]]:
-    """By case, mode and documents: the largest difference, and where it is."""
+    """By case, mode and documents: the largest difference as a multiple of what is allowed, and where it is."""
     worst, tokens = {}, tokens_over(size)
     here = slice(rank * tokens // size, (rank + 1) * tokens // size)
     for k in only:
@@ -114,8 +116,18 @@ def all_of_them(rank: int, size: int, only: list[int]) -> dict[str, tuple[float,
                 split = run(case, Ranks(rank, size, mode=mode), docs, fresh, tokens)
                 assert split.keys() == whole.keys()
                 name = f"{label(case)} {mode} {'packed' if docs else 'one document'} {'fresh' if fresh else 'carried'}"
-                worst[name] = max((difference(split[part], whole[part]), part) for part in whole)
+                error, part = max((difference(split[part], whole[part]), part) for part in whole)
+                worst[name] = (error / LAW if error <= LAW else error / tolerance(case, docs, fresh, tokens, part), part)
     return worst
+
+
+def tolerance(case: Case, docs: Docs | None, fresh: bool, tokens: int, part: str) -> float:
+    """The law, or four times how far one rank is from itself with its sums in another order, where rounding is amplified by more:
+    a group norm over a retention's first token turns on the sign of q.k.
+    """
+    one = run(case, Ranks(0, 1), docs, fresh, tokens)[part]
+    with patch.object(compiled, "usable", lambda *_: False):
+        return max(LAW, 4 * difference(run(case, Ranks(0, 1), docs, fresh, tokens)[part], one))
 
 
 # one of each kind, and what four ranks alone can do: the long tier has all cases on four ranks
@@ -140,4 +152,4 @@ def near_enough(found: list[dict[str, Any]], least: int) -> None:
     assert len(found[0]) >= 3 * least
     for name in found[0]:
         error, part = max(of_rank[name] for of_rank in found)
-        assert error <= 1e-10, f"{name}: {part} differs by {error:.1e}"
+        assert error <= 1, f"{name}: {part} differs by {error:.2g} times what is allowed"
