@@ -65,5 +65,7 @@ def texts() -> list[str]:
     docs = [doc for name in ("argparse", "difflib", "pickle", "random") if (doc := inspect.getdoc(__import__(name)))]
     found = [path for path in sorted(glob.glob("/usr/share/doc/*/copyright"))[:40] if Path(path).is_file()]
     shared = [Path(path).read_text(encoding="utf-8", errors="replace")[:20_000] for path in found]
+    # a share of hashes that few of the others have
+    hashes = [f"{'# ' * n}the people of that time have a place. " * 9 for n in range(1, 5)]
     # datatrove divides by the number of words
-    return [text for text in [*map(generated, range(500)), *sources, *docs, *shared] if split_words(text)]
+    return [text for text in [*map(generated, range(500)), *hashes, *sources, *docs, *shared] if split_words(text)]
