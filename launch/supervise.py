@@ -1,10 +1,10 @@
 """`braid-supervise [--max-restarts 10] [--same-step 3] -- COMMAND...` runs a training command until it is done.
 
 What crashed or hung starts again, after a pause that doubles from 5 seconds to 5 minutes, and goes on from its newest whole
-checkpoint. It gives up, and says why, when so many starts in a row end without a new checkpoint (--max-restarts) or at the same
-step (--same-step), and at once on an error that someone must mend (2) and too many bad steps (76). SIGTERM, SIGINT and SIGUSR1
-stop the run with a checkpoint; the status is then 75, as when `train.max_minutes` are over: start again. llm/train/exits.py has
-them all.
+checkpoint. It gives up, and says why, when so many restarts in a row end without a new checkpoint (--max-restarts), or starts at
+the same step (--same-step), and at once on an error that someone must mend (2) and too many bad steps (76). SIGTERM, SIGINT and
+SIGUSR1 stop the run with a checkpoint; the status is then 75, as when `train.max_minutes` are over: start again.
+llm/train/exits.py has them all.
 
 The command is `deepspeed ...`, `torchrun ...` or `python launch/pretrain.py ...` on this machine.
 """

@@ -1,6 +1,6 @@
 """`Seq`: a mixer's only window on other tokens.
 
-One method per op family. Each takes the state of that name, keeps documents apart, picks the implementation and leaves the new
+One method per operation. Each takes the state of that name, keeps documents apart, picks the implementation and leaves the new
 state, so that isolation and carrying are written here once and never in a mixer.
 """
 

@@ -8,6 +8,7 @@ An op is a function of streams of tokens, per-head parameters and a state (`Call
 | state | its own tokens, from a state composed of the summaries of the ranks before | the summaries, whatever the length |
 | pipelined | its own tokens, from the state of the rank before, row by row of the batch, waiting for it | the states |
 | halo | its own tokens, from the state of the rank before, which depends on few tokens before its end | the last tokens |
+| ring | its own queries, with keys and values of one rank before it after the other (`attention.py`, `ring.py`) | keys, values |
 
 So a mixer knows nothing of ranks, and an op does what it does on one.
 """

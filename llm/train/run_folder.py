@@ -7,7 +7,7 @@ runs/NAME/  config.yaml       resolved; resuming needs no other file
             versions.json     of packages, and the state of git
             outcome.json      how the last start ended (llm/train/exits.py)
             heartbeat/        where each rank is;  stacks/  of ranks that hung (llm/train/guard.py)
-            report/           loss.png, parameters.json;  tensorboard/
+            report/           loss.png, parameters.json, bad_steps.jsonl, eval-*.json;  tensorboard/
 """
 
 import json

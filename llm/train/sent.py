@@ -14,7 +14,7 @@ KINDS = ("sequence", "zero")
 class Sent(Traffic):
     """Use in a `with` block around each step. ranks: those that share a sequence with this one; None: none does.
 
-    `sequence` is what goes between these, `zero` all else: gradients, weights, and the two numbers of a step that ranks agree on.
+    `sequence` is what goes between these, `zero` all else: gradients, weights, and the few numbers of a step that ranks agree on.
     """
 
     def __init__(self, world: World, ranks: Ranks | None):
