@@ -16,7 +16,7 @@ from eval.subject import Subject
 from eval.world import agreed
 from llm.errors import ConfigError
 from llm.train import checkpoint_files as files
-from llm.train.world import World
+from llm.train.world import World, say
 
 NO_MODEL = "-"
 
@@ -75,7 +75,7 @@ def _run(plan: Sequence[Planned], model: Found | None, folder: Path, reading: Re
         # one rank's view of the folder decides for all
         if world.gather(done is not None and done["key"] == identity(planned, origin))[0]:
             reports.append(done or read_report(path))
-            _say(world, f"{path}: done already; --again repeats it")
+            say(world, f"{path}: done already; --again repeats it")
             continue
         if model is not None and subject is None:
             subject = model.load(world, reading)
@@ -85,7 +85,7 @@ def _run(plan: Sequence[Planned], model: Found | None, folder: Path, reading: Re
         report = make_report(planned, NO_MODEL if model is None else model.name, origin, result, seconds, world)
         if world.first:
             report = write_report(path, report)
-        _say(world, f"{path}: {report['seconds']:.1f} s")
+        say(world, f"{path}: {report['seconds']:.1f} s")
         reports.append(report)
     return reports
 
@@ -129,8 +129,3 @@ def fingerprint(path: Path) -> str:
         return files.digest(path)
     inside = sorted((str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns) for p in path.rglob("*") if p.is_file())
     return hashlib.sha256(json.dumps(inside).encode()).hexdigest()
-
-
-def _say(world: World, sentence: str) -> None:
-    if world.first:
-        print(sentence, flush=True)

@@ -23,7 +23,7 @@ from llm.state import State
 from llm.train.config import RunConfig
 from llm.train.run_folder import RunFolder
 from llm.train.scheduled import Evaluation
-from llm.train.world import World
+from llm.train.world import World, say
 
 
 class EngineModel(BraidModel):
@@ -91,12 +91,12 @@ def run(plan: list[Planned], config: RunConfig, folder: RunFolder, world: World,
                 report = make_report(planned, subject.name, subject.origin, result, seconds, world)
                 write_report(path_of(subject.report, planned.name), report)
             said = ", ".join(f"{x.replace('_', ' ')} {shown(f.value, f.standard_error)}" for x, f in result.figures.items())
-            _say(world, f"step {step}: {planned.name}: {said} ({seconds:.0f} s)")
+            say(world, f"step {step}: {planned.name}: {said} ({seconds:.0f} s)")
             found |= {f"eval/{planned.name}/{name}": figure.value for name, figure in result.figures.items()}
     except OutOfTime:
-        _say(world, f"step {step}: evaluation left out after {config.train.evaluate.minutes:g} minutes; give it a limit of text")
+        say(world, f"step {step}: evaluation left out after {config.train.evaluate.minutes:g} minutes; give it a limit of text")
     except BraidError as error:
-        _say(world, f"step {step}: evaluation left out: {error}")
+        say(world, f"step {step}: evaluation left out: {error}")
     finally:
         engine.train()
     return found
@@ -110,8 +110,3 @@ def engine_subject(config: RunConfig, folder: RunFolder, world: World, engine: A
     trained = Trained(config.data, config.seed, batch, step * batch)
     report = folder.report / f"step-{step}"
     return Subject(config.name, model, report, origin, world, config.data, trained, pace)
-
-
-def _say(world: World, sentence: str) -> None:
-    if world.first:
-        print(sentence, flush=True)
