@@ -20,15 +20,18 @@ from llm.layers import LAYERS
 from llm.mixers import MIXERS
 from llm.model import Decoder, ModelConfig
 from llm.ops.cross_entropy import IGNORED, cross_entropy_per_token
+from llm.ops.rotary import RopeScaling
 from llm.state import State
 
 
 def model_config(values: dict[str, Any]) -> ModelConfig:
     """The decoder's config from plain keys and values."""
-    layers = {
-        name: LayerConfig(MIXERS[layer["mixer"]["kind"]][0](**layer["mixer"]), LAYERS[layer["ffn"]["kind"]][0](**layer["ffn"]))
-        for name, layer in values["layers"].items()
-    }
+    layers = {}
+    for name, layer in values["layers"].items():
+        mixer = dict(layer["mixer"])
+        if mixer.get("rope_scaling") is not None:
+            mixer["rope_scaling"] = RopeScaling(**mixer["rope_scaling"])
+        layers[name] = LayerConfig(MIXERS[mixer["kind"]][0](**mixer), LAYERS[layer["ffn"]["kind"]][0](**layer["ffn"]))
     return ModelConfig(**{**values, "layers": layers})
 
 

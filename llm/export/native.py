@@ -196,7 +196,9 @@ def needs(model_type: str, config: ModelConfig) -> int:
     """The first major version of transformers whose code for the model is right."""
     # version 4 norms all groups of Mamba-2 together
     grouped = any(getattr(layer.mixer, "groups", 1) > 1 for layer in layers_of(config))
-    return max(ARCHITECTURES[model_type].needs, 5 if grouped else 4)
+    # and gives Bamba no scaled positions
+    scaled = model_type == "bamba" and any(getattr(layer.mixer, "rope_scaling", None) for layer in layers_of(config))
+    return max(ARCHITECTURES[model_type].needs, 5 if grouped or scaled else 4)
 
 
 def losses(model_type: str, config: ModelConfig) -> list[str]:

@@ -17,6 +17,7 @@ from llm.cost import Cost, attention, attention_cache, capped_attention, project
 from llm.errors import ConfigError
 from llm.mixers.mixer import Mixer
 from llm.ops.norm import RMSNorm
+from llm.ops.rotary import RopeScaling
 from llm.sequence import Seq, attention_state, named
 from llm.state import StateSpec
 
@@ -25,7 +26,7 @@ from llm.state import StateSpec
 class AttentionConfig:
     """kv_heads: None is as many as heads. head_dim: None is width / heads. window, rope_theta, soft_cap: None is without.
 
-    rope_fraction: of each head's channels, the first ones, that positions turn.
+    rope_fraction: of each head's channels, the first ones, that positions turn. rope_scaling: for longer contexts.
     """
 
     kind: str = "attention"
@@ -35,6 +36,7 @@ class AttentionConfig:
     window: int | None = None
     rope_theta: float | None = 10000.0
     rope_fraction: float = 1.0
+    rope_scaling: RopeScaling | None = None
     qk_norm: bool = False
     norm_eps: float = 1e-6
     soft_cap: float | None = None
@@ -61,6 +63,10 @@ class AttentionConfig:
         if self.rope_theta is not None and (self.rope_channels(width) % 2 or not self.rope_channels(width)):
             turned = f"head_dim ({K})" if self.rope_fraction == 1 else f"rope_fraction ({self.rope_fraction}) x head_dim ({K})"
             raise ConfigError(f"{where}: rotary positions need an even {turned}; change it or set {where}.rope_theta=null")
+        if self.rope_scaling is not None:
+            if self.rope_theta is None:
+                raise ConfigError(f"{where}.rope_scaling has no effect without positions ({where}.rope_theta null); remove it")
+            self.rope_scaling.check(f"{where}.rope_scaling")
         if self.window is not None and self.window < 1:
             raise ConfigError(f"{where}.window ({self.window}) counts the token itself; use 1 or more, or null for full attention")
         if self.soft_cap is not None and self.soft_cap <= 0:
@@ -107,7 +113,7 @@ class Attention(Mixer):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.config.rope_theta is not None:
-            q, k = seq.rotary(q, k, theta=self.config.rope_theta, channels=self.rope_channels)
+            q, k = seq.rotary(q, k, theta=self.config.rope_theta, channels=self.rope_channels, scaling=self.config.rope_scaling)
         return q, k
 
     def state_spec(self) -> dict[str, StateSpec]:

@@ -9,6 +9,7 @@ from laws import Case, streams
 
 from llm.mixers import MIXERS
 from llm.ops import dispatch, loops
+from llm.ops.rotary import RopeScaling
 
 # What a small mixer of any kind is given, as far as its config knows the setting.
 SMALL = {"heads": 2}
@@ -18,7 +19,7 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("attention", {"heads": 2, "window": 9}),
     ("attention", {"heads": 4, "kv_heads": 2, "window": 100, "rope_theta": None}),
     ("attention", {"heads": 2, "window": 1}),
-    ("attention", {"heads": 2, "rope_fraction": 0.5}),
+    ("attention", {"heads": 2, "rope_fraction": 0.5, "rope_scaling": RopeScaling("yarn", 4.0, 32)}),
     ("attention", {"heads": 4, "kv_heads": 2, "soft_cap": 1.0, "gate": True}),
     ("attention", {"heads": 2, "window": 70, "soft_cap": 2.0}),
     ("mamba", {"state": 3, "taps": 2, "dt_rank": 2}),
