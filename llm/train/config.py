@@ -16,6 +16,7 @@ from llm.mixers.ops import ops_of
 from llm.model import ModelConfig, model_kinds
 from llm.parallel import Mode
 from llm.train.bad_steps import BadStepsConfig
+from llm.train.distill import DistillConfig
 from llm.train.optimizer import OPTIMIZERS, AdamWConfig
 from llm.train.schedule import ScheduleConfig
 from llm.train.scheduled import EvaluateConfig
@@ -57,6 +58,7 @@ class TrainConfig:
     hang_minutes: float = 15.0
     bad_steps: BadStepsConfig = field(default_factory=BadStepsConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
 
     def check(self) -> None:
         """Raises ConfigError."""
@@ -85,6 +87,7 @@ class TrainConfig:
         self.schedule.check("train.schedule", self.steps)
         self.evaluate.check("train.evaluate")
         self.bad_steps.check("train.bad_steps")
+        self.distill.check("train.distill")
 
 
 @dataclass(frozen=True)

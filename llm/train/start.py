@@ -23,6 +23,7 @@ from llm.train.precision import resolved
 from llm.train.run_folder import AHEAD, FREE, RunFolder
 from llm.train.scheduled import Evaluation
 from llm.train.stop import StopRequest
+from llm.train.teacher import check_teacher
 from llm.train.world import World, say
 
 Plan = Callable[[RunConfig, RunFolder, World], Evaluation]
@@ -45,6 +46,7 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
     config, why = resolved(config, world.device)
     changed = folder.check_same(config)
     check_branch(config)
+    check_teacher(config, world.size)
     evaluate = plan_evaluation(config, folder, world) if plan_evaluation and config.train.evaluate.every else None
     if evaluate is None and config.train.evaluate.every:
         raise ConfigError(f"train.evaluate.every ({config.train.evaluate.every}) needs evaluations; start with launch/pretrain.py")
