@@ -15,7 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from llm.block import LayerConfig
 from llm.docs import Docs
 from llm.export.configuration import BraidConfig
-from llm.init import ROLES, parameter_roles
+from llm.init import ROLES, parameter_roles, pinned
 from llm.layers import LAYERS
 from llm.mixers import MIXERS
 from llm.model import Decoder, ModelConfig
@@ -114,9 +114,7 @@ class BraidForCausalLM(GenerationMixin, PreTrainedModel):
         self._no_split_modules = ["Block"]
         self.post_init()
         # Decays, norms and biases stay float32 whatever dtype is asked for. Behind `post_init`, which in 4.57 takes no whole names.
-        self._keep_in_fp32_modules_strict = {
-            f"model.{name}" for name, role in parameter_roles(self.model).items() if ROLES[role].float32
-        }
+        self._keep_in_fp32_modules_strict = {f"model.{name}" for name in pinned(self.model)}
 
     @torch.no_grad()
     def _init_weights(self, module: torch.nn.Module) -> None:

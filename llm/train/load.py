@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from llm.errors import CheckpointError, ConfigError
+from llm.init import cast_model
 from llm.model import Decoder, ModelConfig
 from llm.train import checkpoint_files as files
 from llm.train.config import RunConfig
-from llm.train.precision import cast_model
 from llm.train.run_folder import RunFolder, read_config
 from llm.train.shards import Pieces, Wanted, fill, same_shapes
 

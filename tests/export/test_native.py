@@ -14,6 +14,7 @@ from llm.errors import CheckpointError, ConfigError, DataError
 from llm.export import folder as exporter
 from llm.export import native
 from llm.export.imported import import_folder, loaded, read_imported, read_settings
+from llm.init import cast_model, pinned
 
 VOCABULARY, TOKENS = patterns.VOCABULARY, 150
 SIZES = {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 3}
@@ -114,6 +115,24 @@ def test_the_automatic_choice_is_the_first_that_holds_all(name):
     # a rotation of half the channels is Bamba's alone; xLSTM's head is never tied
     assert native.choose(patterns.model(layers, **settings).config) == name
     assert native.choose(patterns.model([*layers, patterns.layer("retention")], **settings).config) is None
+
+
+@pytest.mark.parametrize("name", ["mamba2", "llama"])
+def test_bfloat16_is_what_training_holds(name, tokenizer, tmp_path):
+    """Pinned weights lie there in float32; what comes back is the float32 weights, rounded once."""
+    layers, settings = patterns.NATIVE[name]
+    model, out = patterns.model(layers, **settings), tmp_path / "out"
+    options = exporter.ExportOptions(name, dtype="bfloat16")
+    metadata = exporter.export_folder(model, tokenizer, out, {}, 64, options, weights=model.state_dict())
+    assert metadata["dtype"] == "bfloat16"
+    kept, written = pinned(model), load_file(out / "model.safetensors")
+    for theirs, (ours, *_) in native.pairs(name, model.config):
+        assert written[theirs].dtype == (torch.float32 if ours in kept else torch.bfloat16), theirs
+    assert AutoModelForCausalLM.from_pretrained(out, dtype="auto").dtype == torch.bfloat16
+    import_folder(out, tmp_path / "in", check_logits=False)
+    _, weights = read_imported(tmp_path / "in")
+    cast_model(model)
+    assert all(torch.equal(weights[key], x.float()) for key, x in model.state_dict().items())
 
 
 LOSSY = {
