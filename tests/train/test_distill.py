@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
+from launch import describe
 from llm.config import build
 from llm.data import Manifest
 from llm.docs import Docs
@@ -170,6 +171,15 @@ def test_what_cannot_be_taught_is_refused(more: list[str], sentence: str, words:
     given = [word.replace("STUDENT", str(tmp_path / "student")).replace("NARROW", str(tmp_path / "narrow")) for word in more]
     with pytest.raises(BraidError, match=sentence):
         check_teacher(load_config(words(*given)), 2)
+
+
+def test_its_memory_is_told_before_it_runs(words: Words) -> None:
+    config = load_config(words())
+    teacher = sum(parameter.numel() for parameter in Decoder(TEACHER).parameters())
+    assert describe.teacher_bytes(config) == 4 * teacher
+    in_bf16 = load_config(words("train.precision=bf16", "parallel.zero=1"))
+    assert describe.teacher_bytes(in_bf16) == 2 * teacher
+    assert describe.teacher_bytes(load_config(words("train.distill.teacher=null"))) == 0
 
 
 @pytest.mark.parametrize(
