@@ -5,10 +5,11 @@ import pytest
 import torch
 from patterns import layer
 
+from launch import import_hf
 from llm.errors import ConfigError
 from llm.export import folder as exporter
 from llm.export.hybrid import Replacement, parse, replaced
-from llm.export.imported import import_folder, loaded, read_imported
+from llm.export.imported import loaded, read_imported
 from llm.export.lazy import attention_of, laziest, lazy_ratios
 
 
@@ -119,15 +120,31 @@ def test_attention_measured_is_the_attention_that_runs():
     torch.testing.assert_close(mixer.out_proj(y.flatten(-2)), mixer(x)[0], rtol=1e-5, atol=1e-5)
 
 
-def test_on_import(tokenizer, tmp_path):
-    model = teacher()
+def test_the_command(tokenizer, tmp_path, capsys):
+    """`lazy 1` takes the laziest of the layers that are not named."""
+    model, folder = teacher(), tmp_path / "out"
+    with torch.no_grad():
+        for i in (1, 2):
+            model.blocks[i].mixer.q_proj.weight.copy_((4 + i) * torch.eye(32))
+            model.blocks[i].mixer.k_proj.weight.copy_((4 + i) * torch.eye(32)[:16])
     options = exporter.ExportOptions("llama")
-    exporter.export_folder(model, tokenizer, tmp_path / "out", {}, 64, options, weights=model.state_dict())
-
-    def change(config, weights):
-        return replaced(config, weights, {1: Replacement((1,), 0, "mamba2")})
-
-    import_folder(tmp_path / "out", tmp_path / "in", check_logits=False, change=change)
+    exporter.export_folder(model, tokenizer, folder, {}, 64, options, weights=model.state_dict())
+    (tmp_path / "text.txt").write_text("def spam(eggs): return eggs\n" * 60)
+    words = [str(folder), str(tmp_path / "in"), "--stream", "--replace"]
+    lazy = "layers 1: mamba2; lazy 1: window=16"
+    assert import_hf.main([*words, lazy]) == 2
+    assert "name one with --lazy-text" in capsys.readouterr().err
+    assert import_hf.main([*words, lazy, "--lazy-text", str(tmp_path / "text.txt")]) == 0
+    said = capsys.readouterr().out
+    assert "lazy ratio by layer: 0: " in said
+    assert "logits were not compared" in said
     config, weights = read_imported(tmp_path / "in")
-    assert [config.layers[name].mixer.kind for name in config.layer_names()] == ["attention", "mamba2", "attention", "attention"]
+    mixers = [config.layers[name].mixer for name in config.layer_names()]
+    assert [(mixer.kind, getattr(mixer, "window", None)) for mixer in mixers] == [
+        ("attention", None),
+        ("mamba2", None),
+        ("attention", 16),
+        ("attention", None),
+    ]
+    assert torch.equal(weights["blocks.1.mixer.out_proj.weight"], model.state_dict()["blocks.1.mixer.out_proj.weight"])
     assert torch.isfinite(loaded(config, weights)(tokens()).logits).all()
