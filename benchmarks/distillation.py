@@ -93,14 +93,15 @@ def draw(found: dict[str, list[tuple[int, float]]], teacher: float, path: Path) 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="where to work; a temporary folder unless given")
+    parser.add_argument("--folder", type=Path, help="where to work, and to go on; a temporary folder unless given")
     parser.add_argument("--steps", type=int, default=800, help="of the teacher; the hybrids take a quarter of them")
     parser.add_argument("--check", action="store_true")
     words = parser.parse_args()
     folder = (words.folder or Path(tempfile.mkdtemp())).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     mixers, logits = words.steps // 12, words.steps // 4 - words.steps // 12
-    prepare(folder, words.steps)
+    if not (folder / "imports/hybrid").is_dir():
+        prepare(folder, words.steps)
     train(folder, mixers, logits)
     teacher = validation(folder, "teacher")[-1][1]
     first = validation(folder, "distill-mixers")

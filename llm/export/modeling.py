@@ -18,6 +18,7 @@ from llm.export.configuration import BraidConfig
 from llm.init import ROLES, parameter_roles, pinned
 from llm.layers import LAYERS
 from llm.mixers import MIXERS
+from llm.mixers.mamba2 import Mamba2Config
 from llm.model import Decoder, ModelConfig
 from llm.ops.cross_entropy import IGNORED, cross_entropy_per_token
 from llm.ops.rotary import RopeScaling
@@ -29,8 +30,9 @@ def model_config(values: dict[str, Any]) -> ModelConfig:
     layers = {}
     for name, layer in values["layers"].items():
         mixer = dict(layer["mixer"])
-        if mixer.get("rope_scaling") is not None:
-            mixer["rope_scaling"] = RopeScaling(**mixer["rope_scaling"])
+        for key, config in (("rope_scaling", RopeScaling), ("recurrent", Mamba2Config)):
+            if mixer.get(key) is not None:
+                mixer[key] = config(**mixer[key])
         layers[name] = LayerConfig(MIXERS[mixer["kind"]][0](**mixer), LAYERS[layer["ffn"]["kind"]][0](**layer["ffn"]))
     return ModelConfig(**{**values, "layers": layers})
 

@@ -46,6 +46,7 @@ REMOTE: dict[str, list[dict[str, Any]]] = {
     "all_attention": [
         layer("attention", kv_heads=1, qk_norm=True, rope_scaling=SCALED),
         layer("attention", window=9, gate=True, rope_fraction=0.5),
+        layer("attention", recurrent={"heads": 2, "head_dim": 8, "state": 8}),
     ],
     "all_recurrent": [layer(kind, "none") for kind in RECURRENT],
     "five_families": [layer(kind) for kind in FIVE],
