@@ -70,7 +70,8 @@ def prepare(folder: Path, steps: int) -> None:
 
 def train(folder: Path, mixers: int, logits: int) -> None:
     """The hybrid, taught and untaught, on as many tokens."""
-    model, rate = "imports/hybrid/model.yaml", ["train.optimizer.lr=2e-3", f"train.validate_every={logits // 8}"]
+    model = "imports/hybrid/model.yaml"
+    rate = ["train.optimizer.lr=1e-3", "train.batch=4", "train.micro_batch=4", f"train.validate_every={logits // 2}"]
     run(folder, "launch/pretrain.py", model, "exp/distill-mixers.yaml", *SHARED, *rate, f"train.steps={mixers}")
     run(folder, "launch/pretrain.py", model, "exp/distill-logits.yaml", *SHARED, *rate, f"train.steps={logits}")
     plain = ["name=text", "init_from=imports/hybrid", f"train.steps={mixers + logits}"]
@@ -94,12 +95,12 @@ def draw(found: dict[str, list[tuple[int, float]]], teacher: float, path: Path) 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where to work, and to go on; a temporary folder unless given")
-    parser.add_argument("--steps", type=int, default=800, help="of the teacher; the hybrids take a quarter of them")
+    parser.add_argument("--steps", type=int, default=800, help="of the teacher; the hybrids take a fifth of them, each a quarter as large")
     parser.add_argument("--check", action="store_true")
     words = parser.parse_args()
     folder = (words.folder or Path(tempfile.mkdtemp())).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    mixers, logits = words.steps // 12, words.steps // 4 - words.steps // 12
+    mixers, logits = words.steps // 16, words.steps // 8
     if not (folder / "imports/hybrid").is_dir():
         prepare(folder, words.steps)
     train(folder, mixers, logits)
