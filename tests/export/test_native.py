@@ -47,7 +47,7 @@ THEIRS = {
     "xlstm": ("xlstm", {**SIZES, "num_heads": 2, "qk_dim_factor": 1.0}),
     "granite": ("granitemoehybrid", {**GRANITE, "attention_multiplier": 0.25, "position_embedding_type": "rope", **LINEAR}),
     "granite_scaled": ("granitemoehybrid", {**GRANITE, **SCALES, "tie_word_embeddings": True}),
-    "bamba": ("bamba", {**HYBRID, "attn_layer_indices": [1]}),
+    "bamba": ("bamba", {**HYBRID, "attn_layer_indices": [1], **({} if OLD else LINEAR)}),
 }
 
 
