@@ -1,21 +1,12 @@
 """Phases: data, context and schedule change at an exact token, and a kill at a border changes nothing."""
 
-import json
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
-from llm.data import Batches, Manifest
-from llm.errors import ConfigError
-from llm.testing import run_ranks
-from llm.train.load import load_model
+from llm.data import Manifest
 from tests.train.conftest import MODEL, TRAIN
-from tests.train.test_resume import records, start
 
 Words = Callable[..., list[str]]
 # stable, then other rates and text, then eight times the context
