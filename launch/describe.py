@@ -84,15 +84,19 @@ def in_bf16(config: RunConfig) -> RunConfig:
 
 def in_turn(phases: list[Phase], rehearsals: list[Rehearsal]) -> Table:
     """A row per phase."""
-    shown = Table(title=f"phases: {phases[-1].tokens_at(phases[-1].last):,} tokens", title_justify="left")
-    for heading in ("phase", "steps", "tokens", "batch", "sequence", "rate", "peak bytes of a rank"):
-        shown.add_column(heading, justify="left" if heading == "phase" else "right")
+    shown = Table(title=f"phases: {phases[-1].tokens_at(phases[-1].last):,} tokens", title_justify="left", box=None)
+    for heading in ("phase", "steps", "tokens", "batch", "rate", "peak bytes"):
+        shown.add_column(heading, justify="left" if heading == "phase" else "right", no_wrap=heading != "phase")
     for phase, rehearsal in zip(phases, rehearsals, strict=True):
-        train, data, steps = phase.config.train, phase.config.data, phase.last - phase.first
-        sizes = (steps, steps * phase.tokens_per_step, train.batch, data.sequence_length)
-        rate = f"{phase.rate(phase.first + 1):.2e} to {phase.rate(phase.last):.2e}"
-        numbers = (f"{size:,}" for size in sizes)
-        shown.add_row(f"{phase.number} {phase.name}", *numbers, rate, f"{rehearsal.peak.total:,}")
+        steps = phase.last - phase.first
+        shown.add_row(
+            f"{phase.number} {phase.name}",
+            f"{steps:,}",
+            f"{steps * phase.tokens_per_step:,}",
+            f"{phase.config.train.batch:,} x {phase.config.data.sequence_length:,}",
+            f"{phase.rate(phase.first + 1):.1e} to {phase.rate(phase.last):.1e}",
+            f"{rehearsal.peak.total:,}",
+        )
     return shown
 
 

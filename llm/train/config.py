@@ -155,11 +155,16 @@ def build_config(values: Mapping[str, Any]) -> RunConfig:
     for k, phase in enumerate(phases if isinstance(phases, list) else []):
         # for the sentences, which would not tell which phase is meant
         with naming(k):
-            build(PhaseConfig, phase, {})
+            build(PhaseConfig, phase if isinstance(phase, Mapping) else {"settings": phase}, {})
     if not phases or "steps" in train:
         return build(RunConfig, values, KINDS)
     config = build(RunConfig, {**values, "train": {**train, "steps": 0}}, KINDS)
-    return replace(config, train=replace(config.train, steps=sum(steps_of_phases(config))))
+    return replace(config, train=replace(config.train, steps=sum(steps_of_phases(config, configs_of_phases(config)))))
+
+
+def configs_of_phases(config: RunConfig) -> list[RunConfig]:
+    """What holds in each phase; a run without phases is one. Raises ConfigError."""
+    return [config_of_phase(config, k) for k in range(len(config.train.phases))] or [config]
 
 
 def config_of_phase(config: RunConfig, k: int) -> RunConfig:
@@ -177,13 +182,13 @@ def config_of_phase(config: RunConfig, k: int) -> RunConfig:
     return found
 
 
-def steps_of_phases(config: RunConfig) -> list[int]:
-    """The steps of each phase. Raises ConfigError."""
+def steps_of_phases(config: RunConfig, configs: Sequence[RunConfig]) -> list[int]:
+    """The steps of each phase. configs: of the phases. Raises ConfigError."""
     phases, total = config.train.phases, config.train.steps
     found: list[int] = []
-    for k, phase in enumerate(phases):
-        own = config_of_phase(config, k)
-        steps = phase.count(f"train.phases[{k}]", own.train.batch * own.data.sequence_length)
+    for k, (phase, own) in enumerate(zip(phases, configs, strict=False)):
+        # of settings that are not checked yet
+        steps = phase.count(f"train.phases[{k}]", max(1, own.train.batch * own.data.sequence_length))
         if steps is None and k + 1 < len(phases):
             raise ConfigError(f"train.phases[{k}] needs steps or tokens; only the last phase can go on to train.steps without")
         if steps is None and total <= sum(found):

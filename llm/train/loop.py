@@ -26,7 +26,7 @@ from llm.train.grid import leave, place, sequence_ranks, unscored_rows
 from llm.train.guard import PATIENCE, Guard
 from llm.train.init_from import start_from
 from llm.train.metrics import Meter, Writer, create_meter, read_metrics
-from llm.train.phases import Phase, Start, phases_of, start_of
+from llm.train.phases import Phase, Start, start_of
 from llm.train.plot import plot_loss
 from llm.train.run_folder import RunFolder
 from llm.train.save import Saver
@@ -66,7 +66,7 @@ class Run:
 
 
 def train(
-    config: RunConfig,
+    phases: Sequence[Phase],
     folder: RunFolder,
     world: World,
     manifests: Sequence[Manifest],
@@ -75,10 +75,10 @@ def train(
 ) -> Outcome:
     """Train from scratch or from the newest whole checkpoint, phase after phase, to the last step or until a rank is to stop.
 
-    The process group is up, `config` is checked, its precision resolved. manifests, evaluations: of each phase.
+    The process group is up, phases are checked, their precision resolved. manifests, evaluations: of each phase.
     Raises DataError, CheckpointError.
     """
-    phases, bad = phases_of(config), BadSteps(config.train.bad_steps)
+    config, bad = phases[0].config, BadSteps(phases[0].config.train.bad_steps)
     with guard.stop:
         while True:
             checkpoint, passed_over = newest_whole(folder.checkpoints, world)

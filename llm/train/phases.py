@@ -22,7 +22,7 @@ from llm.data.permutation import source_key
 from llm.errors import ConfigError, DataError
 from llm.model import Decoder
 from llm.train import checkpoint_files as files
-from llm.train.config import RunConfig, check, config_of_phase, naming, steps_of_phases
+from llm.train.config import RunConfig, check, configs_of_phases, naming, steps_of_phases
 from llm.train.schedule import learning_rate
 
 
@@ -72,11 +72,12 @@ def phases_of(config: RunConfig) -> list[Phase]:
     """The phases of a run; one that is all of it where none are given. Raises ConfigError."""
     found: list[Phase] = []
     first = tokens = 0
-    borders = tuple(accumulate(steps_of_phases(config)))
-    for k, last in enumerate(borders):
+    configs = configs_of_phases(config)
+    borders = tuple(accumulate(steps_of_phases(config, configs)))
+    for k, (last, own_config) in enumerate(zip(borders, configs, strict=True)):
         given = config.train.phases[k : k + 1]
         name, own = (given[0].name, "schedule" in given[0].train) if given else ("", False)
-        found.append(Phase(k, config_of_phase(config, k), first, last, tokens, borders, name, own))
+        found.append(Phase(k, own_config, first, last, tokens, borders, name, own))
         first, tokens = last, found[-1].tokens_at(last)
     return found
 

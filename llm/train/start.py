@@ -77,7 +77,7 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
         with guard:
             if world.first:
                 Outcome(None, 0, "training", str(folder.path)).write()
-            outcome = train(config, folder, world, manifests, guard, evaluations)
+            outcome = train(phases, folder, world, manifests, guard, evaluations)
         say(world, f"{folder.path}: {outcome.sentence}; loss curve in {folder.report / 'loss.png'}")
         if world.first:
             outcome.write()
