@@ -171,8 +171,10 @@ def config_of_phase(config: RunConfig, k: int) -> RunConfig:
     """What holds in phase k; a run without phases is one. Raises ConfigError."""
     if not config.train.phases:
         return config
-    phase = config.train.phases[k]
-    values = asdict(replace(config, train=replace(config.train, phases=[])))
+    phase, plain = config.train.phases[k], replace(config, train=replace(config.train, phases=[]))
+    if not any(phase.settings.values()):
+        return plain
+    values = asdict(plain)
     if "mixture" in phase.data:
         # other weights, not more of them
         values["data"]["mixture"] = None

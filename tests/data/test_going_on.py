@@ -35,7 +35,7 @@ WEIGHTS = st.tuples(*[st.integers(0, 5)] * 3).filter(any)
     lanes=st.sampled_from([1, 2, 4]),
 )
 def test_nothing_comes_again_before_its_epoch_is_over(phases: list[tuple], lanes: int):
-    """As if replayed: the n-th draw of a source's lane, in all orders, is of epoch n // size, and no epoch draws a sequence twice."""
+    """As if replayed: the n-th draw of a source's lane, in all orders, is of epoch n // size; no epoch draws a sequence twice."""
     weights, rows = zip(*phases, strict=True)
     seen: defaultdict[tuple, list[tuple[int, int]]] = defaultdict(list)
     for order, places in orders(weights, rows, lanes):

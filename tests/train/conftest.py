@@ -1,7 +1,7 @@
 """A tiny run: a dataset that can be learned a little, and the words that train on it."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +52,14 @@ def two_sources(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     return write_dataset(tmp_path_factory.mktemp("sources"), ["text", "code"])
 
 
-def write_dataset(folder: Path, sources: list[str]) -> Manifest:
-    """200 documents, dealt out to the sources in turn."""
+def write_dataset(folder: Path, sources: list[str], special: Sequence[str] = (DOCUMENT_TOKEN,)) -> Manifest:
+    """200 documents, dealt out to the sources in turn. special: tokens of the tokenizer."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
+    size = VOCABULARY - 1 + len(special)
     tokenizer.train_from_iterator(
-        [], BpeTrainer(vocab_size=VOCABULARY, special_tokens=[DOCUMENT_TOKEN], initial_alphabet=alphabet, show_progress=False)
+        [], BpeTrainer(vocab_size=size, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False)
     )
     writer = DatasetWriter(folder, tokenizer.to_str().encode(), {name: Source(1.0, "CC0-1.0") for name in sources})
     rng = random.Random(0)
