@@ -90,8 +90,7 @@ def train(
             outcome = train_phase(start, folder, world, manifests[number], guard, evaluations[number], bad)
             if outcome.status != DONE or outcome.step == config.train.steps:
                 return outcome
-            guard.beat(outcome.step, "the next phase", PATIENCE)
-            del start
+            guard.beat(outcome.step + 1, "the next phase", PATIENCE)
             # an engine's parts hold each other
             gc.collect()
             torch.cuda.empty_cache()

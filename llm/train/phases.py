@@ -124,15 +124,19 @@ def _check_same_run(config: RunConfig, first: RunConfig, manifest: Manifest, of_
             f"data.manifest ({config.data.manifest}) must have the tokenizer of the first phase ({first.data.manifest}); "
             "prepare it again with that one"
         )
-    differing = [a for a, b in zip(parameters_of(config), parameters_of(first), strict=False) if a != b]
-    if differing or len(parameters_of(config)) != len(parameters_of(first)):
-        name = differing[0][0] if differing else "their number"
-        raise ConfigError(f"model must have the parameters of the first phase, and differs in {name}; leave sizes and layers alone")
+    if config.model != first.model:
+        here, there = parameters_of(config), parameters_of(first)
+        differing = next((name for name in {**here, **there} if here.get(name) != there.get(name)), None)
+        if differing:
+            raise ConfigError(
+                f"model must have the parameters of the first phase, and differs in {differing}; leave sizes and layers alone"
+            )
 
 
-def parameters_of(config: RunConfig) -> list[tuple[str, torch.Size]]:
+def parameters_of(config: RunConfig) -> dict[str, torch.Size]:
+    """Shapes by name."""
     with torch.device("meta"):
-        return [(name, parameter.shape) for name, parameter in Decoder(config.model).named_parameters()]
+        return {name: parameter.shape for name, parameter in Decoder(config.model).named_parameters()}
 
 
 def stream_of(phases: Sequence[Phase], k: int, manifests: Sequence[Manifest], began: Sequence[int]) -> TokenStream:

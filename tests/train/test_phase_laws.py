@@ -4,13 +4,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from llm.data import DOCUMENT_TOKEN, Manifest
+from launch import describe
+from llm.data import DOCUMENT_TOKEN, Manifest, TokenStream
 from llm.errors import ConfigError, DataError
 from llm.train.branch import check_branch
 from llm.train.config import load_config
-from llm.train.phases import Phase, check_phases, manifests_of, phase_after, phases_of
+from llm.train.phases import Phase, check_phases, manifests_of, phase_after, phases_of, stream_of
 from llm.train.run_folder import RunFolder, differences_until
 from llm.train.schedule import ScheduleConfig, learning_rate
 from llm.train.start import plan
@@ -119,6 +121,20 @@ def test_tokenizers_must_be_one(words: Words, tmp_path: Path) -> None:
         checked(words(given.format(other.root), "model.vocab_size=300"))
 
 
+def test_a_cut_that_comes_again_goes_on_where_it_ended(words: Words, manifest: Manifest) -> None:
+    other = "{steps: 10, data: {sequence_length: 64}, train: {batch: 2}}"
+    phases = checked(words(f"train.phases=[{{steps: 10}},{other},{{steps: 10}}]"))
+    began, manifests = (0, 80, 100), [manifest] * 3
+    first, second, third = (stream_of(phases, k, manifests, began) for k in range(3))
+    plain = TokenStream(manifest, "train", phases[0].config.data, 0)
+    assert first.identity() == third.identity() == plain.identity()
+    assert (third.rows(np.arange(100, 180)).labels == plain.rows(np.arange(80, 160)).labels).all()
+    # and the one between is an order of its own, from its beginning
+    assert second.seed != 0
+    alone = TokenStream(manifest, "train", phases[1].config.data, second.seed)
+    assert (second.rows(np.arange(80, 100)).labels == alone.rows(np.arange(20)).labels).all()
+
+
 def test_a_schedule_of_its_own_is_counted_from_the_phases_beginning(words: Words) -> None:
     own = "{steps: 6, train: {schedule: {kind: linear, warmup: 2}, optimizer: {lr: 0.5}}}"
     first, second, third = checked(words(f"train.phases=[{{steps: 10}},{own},{{steps: 4, train: {{optimizer: {{lr: 0.02}}}}}}]"))
@@ -175,6 +191,20 @@ def test_a_run_without_phases_may_go_on_with_some(words: Words, manifest: Manife
     folder.check_same(load_config(words(new.format(60))))
     with pytest.raises(ConfigError, match=r"train.phases\[0\] ends at step: 100 -> 40"):
         folder.check_same(load_config(words(new.format(40))))
+
+
+def test_described_phases(words: Words, capsys: pytest.CaptureFixture) -> None:
+    assert (
+        describe.main(words("train.phases=[{steps: 10},{name: long, tokens: 2560, data: {sequence_length: 256}}]", "train.batch=2"))
+        == 0
+    )
+    title, _, *lines = capsys.readouterr().out.splitlines()
+    assert title.strip() == "phases: 3,200 tokens"
+    (first, second), where = (line.split() for line in lines[:2]), lines[2]
+    assert first[:6] == ["0", "10", "640", "2", "x", "32"]
+    assert second[:7] == ["1", "long", "5", "2,560", "2", "x", "256"]
+    assert int(first[-1].replace(",", "")) < int(second[-1].replace(",", ""))
+    assert where == "in phase 1:"
 
 
 def test_the_example_is_whole() -> None:
