@@ -79,21 +79,20 @@ def train(
     Raises DataError, CheckpointError.
     """
     config, bad = phases[0].config, BadSteps(phases[0].config.train.bad_steps)
-    with guard.stop:
-        while True:
-            checkpoint, passed_over = newest_whole(folder.checkpoints, world)
-            if checkpoint is None and config.branch_from is not None:
-                checkpoint, passed_over = branch_point(config.branch_from, world)
-            say(world, *passed_over)
-            start = start_of(phases, manifests, checkpoint)
-            number = start.phase.number
-            outcome = train_phase(start, folder, world, manifests[number], guard, evaluations[number], bad)
-            if outcome.status != DONE or outcome.step == config.train.steps:
-                return outcome
-            guard.beat(outcome.step + 1, "the next phase", PATIENCE)
-            # an engine's parts hold each other
-            gc.collect()
-            torch.cuda.empty_cache()
+    while True:
+        checkpoint, passed_over = newest_whole(folder.checkpoints, world)
+        if checkpoint is None and config.branch_from is not None:
+            checkpoint, passed_over = branch_point(config.branch_from, world)
+        say(world, *passed_over)
+        start = start_of(phases, manifests, checkpoint)
+        number = start.phase.number
+        outcome = train_phase(start, folder, world, manifests[number], guard, evaluations[number], bad)
+        if outcome.status != DONE or outcome.step == config.train.steps:
+            return outcome
+        guard.beat(outcome.step + 1, "the next phase", PATIENCE)
+        # an engine's parts hold each other
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def train_phase(

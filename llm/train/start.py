@@ -74,7 +74,8 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
             *changed,
             *(map(str, phases) if len(phases) > 1 else ()),
         )
-        with guard:
+        # signals count from here on, also between phases
+        with guard, guard.stop:
             if world.first:
                 Outcome(None, 0, "training", str(folder.path)).write()
             outcome = train(phases, folder, world, manifests, guard, evaluations)
