@@ -129,8 +129,11 @@ def merge(below: dict, above: Mapping) -> dict:
             old = {"kind": old}
         if isinstance(old, dict) and isinstance(new, dict) and new.get("kind", old.get("kind")) == old.get("kind"):
             new = merge(old, new)
-        elif isinstance(old, list) and isinstance(new, dict) and new.keys() <= {str(k) for k in range(len(old))}:
-            new = list(merge({str(k): item for k, item in enumerate(old)}, new).values())
+        elif isinstance(old, list) and isinstance(new, dict) and all(number.isdecimal() for number in new):
+            items = {str(k): item for k, item in enumerate(old)}
+            if new.keys() - items.keys():
+                raise ConfigError(f"{key} has {len(old)} items, counted from 0, and none is {', '.join(new.keys() - items.keys())}")
+            new = list(merge(items, new).values())
         merged[key] = new
     return merged
 
