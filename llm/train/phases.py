@@ -105,7 +105,7 @@ def manifests_of(phases: Sequence[Phase]) -> list[Manifest]:
 def check_phases(phases: Sequence[Phase], world_size: int, manifests: Sequence[Manifest], step: int = 0) -> None:
     """The laws of each phase that is not over at `step`, and between it and the first. Raises ConfigError, DataError."""
     for phase, manifest in zip(phases, manifests, strict=True):
-        if phase.of > 1 and phase.last <= step:
+        if phase.last <= step and phase.number + 1 < phase.of:
             continue
         with naming(phase.number) if phase.of > 1 else nullcontext():
             check(phase.config, world_size, manifest)
