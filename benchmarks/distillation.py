@@ -85,9 +85,7 @@ def draw(found: dict[str, list[tuple[int, float]]], teacher: float, path: Path) 
     axes.axhline(math.exp(teacher), color="black", linestyle=":", label="the teacher")
     for name, points in found.items():
         axes.plot([tokens for tokens, _ in points], [math.exp(nats) for _, nats in points], marker="o", label=name)
-    axes.set(
-        xlabel="tokens", ylabel="perplexity on held-out documents", yscale="log", title=f"A hybrid ({REPLACED}) of a transformer"
-    )
+    axes.set(xlabel="tokens", ylabel="perplexity on held-out documents", title=f"A hybrid ({REPLACED}) of a transformer")
     axes.legend()
     figure.savefig(path, dpi=110)
 
@@ -95,7 +93,7 @@ def draw(found: dict[str, list[tuple[int, float]]], teacher: float, path: Path) 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where to work, and to go on; a temporary folder unless given")
-    parser.add_argument("--steps", type=int, default=800, help="of the teacher; the hybrids take a fifth of them, each a quarter as large")
+    parser.add_argument("--steps", type=int, default=800, help="of the teacher; hybrids take a fifth, each a quarter as large")
     parser.add_argument("--check", action="store_true")
     words = parser.parse_args()
     folder = (words.folder or Path(tempfile.mkdtemp())).resolve()

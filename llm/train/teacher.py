@@ -7,14 +7,14 @@ import torch
 from omegaconf import OmegaConf
 
 from llm.config import build
-from llm.errors import ConfigError
+from llm.errors import CheckpointError, ConfigError
 from llm.model import Decoder, ModelConfig, model_kinds
 from llm.train import checkpoint_files as files
 from llm.train.config import RunConfig, check_sequence
 from llm.train.distill import Distillation, replaced_layers
-from llm.train.load import filled, load_model
+from llm.train.load import filled, load_model, what_it_is
 from llm.train.precision import casts_model
-from llm.train.run_folder import RunFolder, read_config
+from llm.train.run_folder import RunFolder
 from llm.train.shards import Pieces
 
 # what braid-import writes beside the weights
@@ -26,7 +26,10 @@ def teacher_config(path: Path) -> ModelConfig:
     if (path / IMPORTED).is_file():
         values = OmegaConf.to_container(OmegaConf.load(path / IMPORTED))
         return build(ModelConfig, values["model"], model_kinds(""))  # type: ignore[index,call-overload,arg-type]
-    return read_config(next(iter(files.checkpoints(RunFolder(path).checkpoints)), path) / files.CONFIG).model
+    checkpoint = next(iter(files.checkpoints(RunFolder(path).checkpoints)), path)
+    if not (checkpoint / files.PROGRESS).is_file():
+        raise CheckpointError(f"train.distill.teacher ({path}) holds no model; name a run, a checkpoint or an import")
+    return what_it_is(checkpoint)[0].model
 
 
 def check_teacher(config: RunConfig, world_size: int) -> None:

@@ -159,7 +159,7 @@ def test_every_stage_and_split_learns_alike(names: list[str], words: Words, tmp_
         (["model.vocab_size=300"], r"model.vocab_size \(300\) must be that of train.distill.teacher \(257\)"),
         (["train.distill.match=mixers", "init_from=null"], "which must be the teacher's weights; set init_from"),
         (["train.distill.match=mixers", "train.distill.teacher=STUDENT"], r"and all are; replace some \(braid-import --replace\)"),
-        (["train.distill.teacher=nowhere"], "nowhere.* is neither a run folder nor a checkpoint"),
+        (["train.distill.teacher=nowhere"], r"train.distill.teacher \(nowhere\) holds no model; name a run"),
         (
             ["parallel.sequence=2", "parallel.mode=heads", "train.distill.teacher=NARROW"],
             r"distill.teacher \(.*1 heads, fewer",
