@@ -173,6 +173,14 @@ def test_what_cannot_be_taught_is_refused(more: list[str], sentence: str, words:
         check_teacher(load_config(words(*given)), 2)
 
 
+@pytest.mark.parametrize("match", ["mixers", "logits"])
+def test_the_recipes_load(match: str, words: Words, tmp_path: Path) -> None:
+    config = load_config([str(tmp_path / "student/model.yaml"), f"exp/distill-{match}.yaml", f"data.manifest={tmp_path}"])
+    config.train.check()
+    assert (config.train.distill.teacher, config.train.distill.match) == ("imports/base", match)
+    assert config.init_from == {"mixers": "imports/hybrid", "logits": "runs/distill-mixers"}[match]
+
+
 def test_its_memory_is_told_before_it_runs(words: Words) -> None:
     config = load_config(words())
     teacher = sum(parameter.numel() for parameter in Decoder(TEACHER).parameters())
