@@ -84,6 +84,8 @@ def export_folder(
         ConfigError: the architecture cannot hold the model.
     """
     target = settle(options.to, model)
+    if options.dtype == "bfloat16" and target != REMOTE and not native.ARCHITECTURES[target].bfloat16:
+        raise ConfigError(f"--dtype bfloat16: the code of {target} in transformers does not run in it; use --to remote, or float32")
     if options.gguf:
         gguf_architecture(model.config)
     _check_out(out, options.replace)

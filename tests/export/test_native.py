@@ -135,6 +135,15 @@ def test_bfloat16_is_what_training_holds(name, tokenizer, tmp_path):
     assert all(torch.equal(weights[key], x.float()) for key, x in model.state_dict().items())
 
 
+def test_what_does_not_run_in_bfloat16_is_refused(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(native.transformers, "__version__", "5.23.0")
+    layers, settings = patterns.NATIVE["xlstm"]
+    with pytest.raises(ConfigError, match="code of xlstm in transformers does not run in it; use --to remote, or float32"):
+        exporter.export_folder(
+            patterns.model(layers, **settings), tokenizer, tmp_path / "out", {}, 64, exporter.ExportOptions(dtype="bfloat16")
+        )
+
+
 LOSSY = {
     "llama": [
         ({"soft_cap": 5.0}, "mixer.soft_cap"),
