@@ -23,7 +23,7 @@ from tests.train.chaos.plan import Hit, read_plan
 
 HITS, DATA, EVENTS = "hits.jsonl", "data-{}.jsonl", "events-{}.json"
 # seconds between a watchdog's looks: training steps here take milliseconds
-POLL = 0.5
+POLL = 0.2
 
 
 class Injector:
@@ -60,7 +60,7 @@ class Injector:
             ("read", TokenStream, "rows", always),
             ("forward", LossOnly, "forward", always),
             ("backward", DeepSpeedEngine, "backward", always),
-            ("update", DeepSpeedEngine, "step", always),
+            ("update", DeepSpeedEngine, "step", lambda engine, *_: engine.is_gradient_accumulation_boundary()),
             ("write", save, "write", always),
             ("rename", Path, "rename", lambda path, *_: path.name.startswith(".step-") and path.suffix == ".tmp"),
             ("latest", checkpoint_files, "write_text", lambda path, *_: path.name == checkpoint_files.LATEST),

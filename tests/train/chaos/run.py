@@ -14,11 +14,11 @@ from typing import Any
 
 import psutil
 
-from llm.testing import free_port
+from llm.testing import free_port, run_ranks
 from llm.train.exits import DONE, MEND
 from tests.checkout import ROOT, environment
 from tests.train.chaos.acts import BALLAST
-from tests.train.chaos.injector import DATA, EVENTS, HITS, read_lines
+from tests.train.chaos.injector import DATA, EVENTS, HITS, Injector, read_lines
 from tests.train.chaos.plan import Hit, write_plan
 
 SCRIPT = str(Path(__file__).with_name("pretrain.py"))
@@ -34,10 +34,9 @@ class Chaos:
     seconds: float
 
     def undisturbed(self) -> None:
-        """The run `whole`; it counts the events of each place."""
+        """The run `whole`, without a launcher; it counts the events of each place."""
         write_plan(self.folder / "whole", [])
-        status = self._run([*self._command("whole")], "whole", self.seconds)
-        assert status == DONE, self.said("whole")[-5000:]
+        run_ranks(in_peace, self.ranks, self.folder / "whole", self._settings("whole"), timeout=self.seconds, connect=False)
 
     def disturbed(self, hits: list[Hit]) -> None:
         """The run `hit`, to its end. A person makes room when the disk is full; everything else is the supervisor's."""
@@ -47,24 +46,27 @@ class Chaos:
             (self.folder / "hit" / name).write_bytes((self.folder / "whole" / name).read_bytes())
         supervise = [sys.executable, str(ROOT / "launch" / "supervise.py"), "--pause", "0.1"]
         patience = ["--max-restarts", str(len(hits)), "--same-step", str(len(hits))]
+        launcher = ["deepspeed", "--master_port", str(free_port()), "--num_accelerators", str(self.ranks), SCRIPT]
+        command = [*supervise, *patience, "--", *launcher, *self._settings("hit")]
         end = time.monotonic() + self.seconds
         while True:
-            status = self._run([*supervise, *patience, "--", *self._command("hit")], "hit", end - time.monotonic())
+            status = self._run(command, end - time.monotonic())
             if status != MEND or read_lines(self.folder / "hit" / HITS)[-1]["kind"] != "full disk":
                 break
             (self.runs / BALLAST).unlink(missing_ok=True)
-        assert status == DONE, self.said("hit")[-5000:]
+        assert status == DONE, self.said()[-5000:]
 
     @property
     def runs(self) -> Path:
         return self.folder / "runs"
 
-    def said(self, name: str) -> str:
-        return (self.folder / name / "said").read_text()
+    def said(self) -> str:
+        """All that the disturbed run printed."""
+        return (self.folder / "hit" / "said").read_text()
 
     def sentences(self) -> list[str]:
         """The supervisor's: one for each start that did not end well."""
-        return [line.removeprefix("supervise: ") for line in self.said("hit").splitlines() if line.startswith("supervise: ")]
+        return [line.removeprefix("supervise: ") for line in self.said().splitlines() if line.startswith("supervise: ")]
 
     def hits(self) -> list[dict[str, Any]]:
         return read_lines(self.folder / "hit" / HITS)
@@ -82,17 +84,17 @@ class Chaos:
                     found.append(" ".join(process.cmdline()))
         return found
 
-    def _command(self, name: str) -> list[str]:
-        settings = [*self.words, f"name={name}", f"runs={self.runs}"]
-        return ["deepspeed", "--master_port", str(free_port()), "--num_accelerators", str(self.ranks), SCRIPT, *settings]
+    def _settings(self, name: str) -> list[str]:
+        return [*self.words, f"name={name}", f"runs={self.runs}"]
 
-    def _run(self, command: list[str], name: str, seconds: float) -> int:
-        scratch = self.folder / name / "tmp"
+    def _run(self, command: list[str], seconds: float) -> int:
+        folder = self.folder / "hit"
+        scratch = folder / "tmp"
         scratch.mkdir(exist_ok=True)
-        more = {"BRAID_CHAOS": str(self.folder / name), "TMPDIR": str(scratch), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        more = {"BRAID_CHAOS": str(folder), "TMPDIR": str(scratch), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         # torch makes it at every start, and leaves it empty
         more["TORCHINDUCTOR_CACHE_DIR"] = str(self.folder / "inductor")
-        with (self.folder / name / "said").open("a") as said:
+        with (folder / "said").open("a") as said:
             process = subprocess.Popen(command, env=environment(**more), stdout=said, stderr=said, start_new_session=True)
             try:
                 return process.wait(timeout=seconds)
@@ -109,9 +111,18 @@ class Chaos:
             process.wait(20)
 
 
+def in_peace(rank: int, folder: Path, words: list[str]) -> None:
+    """One rank of an undisturbed run."""
+    from llm.train.start import pretrain
+
+    injector = Injector(folder, rank)
+    pretrain(words)
+    injector.close()
+
+
 @contextmanager
 def small_disk(folder: Path, megabytes: int) -> Iterator[bool]:
-    """Makes `folder` a disk of its own, where this process may mount one; says whether it did. What was on it stays in the folder."""
+    """Makes `folder` a disk of its own, where this process may mount one; says whether it did. Its files stay when it ends."""
     folder.mkdir(exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
     mounted = os.geteuid() == 0 and subprocess.run(command, capture_output=True, timeout=20).returncode == 0
