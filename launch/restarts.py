@@ -166,9 +166,9 @@ def heartbeats(outcome: Outcome) -> list[dict]:
 
 
 def newest_step(folder: Path) -> int | None:
-    latest = folder / "checkpoints" / "latest"
-    name = latest.read_text().strip() if latest.is_file() else ""
-    return int(name.removeprefix("step-")) if name.startswith("step-") else None
+    """By the checkpoints' names: a kill may come before `latest` is written."""
+    found = [path.name.removeprefix("step-") for path in (folder / "checkpoints").glob("step-*")]
+    return max((int(step) for step in found if step.isdigit()), default=None)
 
 
 def say(status: int, sentence: str) -> int:

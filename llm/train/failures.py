@@ -21,10 +21,11 @@ def in_words(error: Exception, folder: RunFolder, rank: int, step: int) -> Braid
     """None: an error of another kind, which ends with its traceback. step: the last one done."""
     if isinstance(error, BraidError):
         return error
-    saved = next((f"checkpoint {path} is the newest" for path in checkpoints(folder.checkpoints)), "no checkpoint yet")
+    newest = next(iter(checkpoints(folder.checkpoints)), None)
+    saved = "no checkpoint yet" if newest is None else f"checkpoint {newest} is the newest, and untouched"
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         return CheckpointError(
-            f"{folder.path} cannot be written ({error}) after step {step}; {saved} and untouched: "
+            f"{folder.path} cannot be written ({error}) after step {step}; {saved}: "
             f"make room, then resume with `pretrain.py {folder.path}`"
         )
     # gloo has no class of its own; its messages name its source file

@@ -37,7 +37,7 @@ def test_a_disk_without_room(number: int, tmp_path: Path) -> None:
     assert isinstance(error, CheckpointError)
     assert os.strerror(number) in str(error)
     assert "after step 9; checkpoint " in str(error)
-    assert "step-8 is the newest and untouched: make room, then resume with `pretrain.py" in str(error)
+    assert "step-8 is the newest, and untouched: make room, then resume with `pretrain.py" in str(error)
 
 
 @pytest.mark.parametrize("lost", [RuntimeError(GLOO), dist.DistBackendError("NCCL error: remote process exited")])

@@ -177,7 +177,7 @@ def test_damage_falls_back_and_a_full_disk_costs_nothing(words: Words, tmp_path:
     assert said.pop("full kept") == ["step-2"]
     assert said.pop("full leftovers") == []
     assert said.pop("full resumed") == "step 6"
-    assert re.search("No space left.* after step 0; no checkpoint yet and untouched: make room", said.pop("full records"))
+    assert re.search("No space left.* after step 0; no checkpoint yet: make room", said.pop("full records"))
     assert "status=2" in said.pop("full records told")
     assert said.pop("none whole").startswith("CheckpointError: no checkpoint in")
     assert len(said) == 12

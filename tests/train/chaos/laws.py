@@ -2,6 +2,7 @@
 
 import re
 from collections import defaultdict
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -39,7 +40,7 @@ SENTENCES = {
     "term deepspeed": GONE,
     "stall": r"hung: rank \d has been in .* every thread's stack is in \S+; none came of rank\(s\) \d, stopped or dead; "
     r"checkpoints are untouched: go on with `pretrain.py \S+`; starting again in \d+ s",
-    "full disk": r"not started again, as the next start would end alike: .*No space left on device.* untouched: "
+    "full disk": r"not started again, as the next start would end alike: .*No space left on device.*(untouched|no checkpoint yet): "
     r"make room, then \w+( \w+)* with `pretrain.py \S+`",
 }
 
@@ -55,11 +56,29 @@ def all_hits_happened(chaos: Chaos) -> None:
     assert len(sentences) == len(hits), "\n".join(sentences)
     for hit, sentence in zip(hits, sentences, strict=True):
         assert re.search(SENTENCES[hit["kind"]], sentence), f"{hit['number']} {hit['kind']}: {sentence}"
+    goes_on_from_the_newest(chaos)
     # and those that outlive a rank say so
     killed = sum(hit["kind"] in ("kill rank", "flip") for hit in hits)
     assert len(re.findall(r"error: rank \d lost the others after step \d+ .* go on with `pretrain.py", chaos.said())) >= killed
     flips = sum(hit["kind"] == "flip" for hit in hits)
     assert len(set(re.findall(r"\S+/step-\d+ is not whole \(the content of .* has changed\)", chaos.said()))) == flips
+
+
+def goes_on_from_the_newest(chaos: Chaos) -> None:
+    """After a crash, the next start begins behind the checkpoint that the supervisor named."""
+    for hit, sentence in zip(chaos.hits(), chaos.sentences(), strict=True):
+        if hit["kind"] == "kill rank":
+            newest = re.search(r"checkpoint step-(\d+) is the newest", sentence)
+            _, following = around(chaos, hit)
+            assert following is None or following["step"] == (int(newest[1]) if newest else 0) + 1, sentence
+
+
+def around(chaos: Chaos, hit: dict[str, Any]) -> tuple[int, dict[str, Any] | None]:
+    """The last step that was begun by the start that was hit, which may have gone on for some; the next start's first batch, if any."""
+    batches = chaos.data("hit", 0)
+    own = next((line["pid"] for line in reversed(batches) if line["time"] <= hit["time"]), None)
+    reached = max((line["step"] for line in batches if line["pid"] == own), default=0)
+    return reached, next((line for line in batches if line["time"] > hit["time"] and line["pid"] != own), None)
 
 
 def same_data(chaos: Chaos) -> None:
@@ -102,13 +121,10 @@ def nothing_is_left(chaos: Chaos) -> None:
 def table(chaos: Chaos) -> str:
     """Of each hit: where, what, and what it cost: steps done again, and seconds until the next start had its first batch."""
     rows = ["| | place | kind | rank | step | event | steps again | seconds |", "|" + "---|" * 8]
-    batches = sorted(chaos.data("hit", 0), key=lambda line: line["time"])
     for hit in chaos.hits():
-        # the start that was hit may go on for some steps
-        own = next((line["pid"] for line in reversed(batches) if line["time"] <= hit["time"]), None)
-        reached = max((line["step"] for line in batches if line["pid"] == own), default=0)
-        first = next((line for line in batches if line["time"] > hit["time"] and line["pid"] != own), None)
-        again, seconds = (0, 0.0) if first is None else (reached - first["step"] + 1, first["time"] - hit["time"])
+        reached, following = around(chaos, hit)
+        again = 0 if following is None else reached - following["step"] + 1
+        seconds = 0.0 if following is None else following["time"] - hit["time"]
         event = f"{hit['event']} of {hit['events']}"
         cells = [hit["number"] + 1, hit["place"], hit["kind"], hit["rank"], hit["step"], event, again, f"{seconds:.1f}"]
         rows.append("| " + " | ".join(map(str, cells)) + " |")

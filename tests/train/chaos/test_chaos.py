@@ -43,11 +43,11 @@ def endure(chaos: Chaos, hits: list[Hit]) -> None:
         laws.nothing_is_left(chaos)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(700)
 def test_a_few_hits(words: Words, tmp_path: Path) -> None:
     kinds = [("backward", "kill launcher"), ("rename", "kill rank")]
     settings = words(*BRAID, "parallel.zero=2", "train.steps=40")
-    endure(Chaos(tmp_path, settings, 2, seconds=300), draw(SEED, 2, kinds))
+    endure(Chaos(tmp_path, settings, 2, seconds=600), draw(SEED, 2, kinds))
 
 
 @pytest.mark.slow
@@ -62,6 +62,7 @@ def test_every_kind_in_every_place(words: Words, tmp_path: Path) -> None:
 @pytest.mark.timeout(4000)
 def test_four_ranks(words: Words, tmp_path: Path) -> None:
     """Under ZeRO 3, whose parameters are spread over the ranks; a hit in each place."""
-    kinds = every_place(SEED + 1)[:9]
+    kinds = [("write", "full disk"), ("latest", "flip"), ("update", "kill launcher"), ("backward", "kill rank")]
+    kinds += [("forward", "stall"), ("rename", "kill rank"), ("read", "term rank")]
     settings = words(*BRAID, "data.packing=bestfit", "parallel.zero=3", f"train.steps={12 * len(kinds)}", "train.hang_minutes=0.5")
-    endure(Chaos(tmp_path, settings, 4, seconds=3600), draw(SEED + 1, 4, kinds))
+    endure(Chaos(tmp_path, settings, 4, seconds=3600), draw(SEED, 4, kinds))
