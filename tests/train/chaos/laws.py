@@ -74,7 +74,7 @@ def goes_on_from_the_newest(chaos: Chaos) -> None:
 
 
 def around(chaos: Chaos, hit: dict[str, Any]) -> tuple[int, dict[str, Any] | None]:
-    """The last step that was begun by the start that was hit, which may have gone on for some; the next start's first batch, if any."""
+    """The last step that the start that was hit began, soon or some steps later; the next start's first batch, if any."""
     batches = chaos.data("hit", 0)
     own = next((line["pid"] for line in reversed(batches) if line["time"] <= hit["time"]), None)
     reached = max((line["step"] for line in batches if line["pid"] == own), default=0)
