@@ -86,7 +86,7 @@ $(OLD_HF_STAMP):
 	@touch $@
 
 SEED ?= 1
-chaos: env ## a run that is killed, stopped, stalled and starved in every place ends as an undisturbed one (SEED=1, 25 minutes)
+chaos: env ## a run that is killed, stopped, stalled and starved in every place ends as an undisturbed one (SEED=1, tens of minutes)
 	$(call check,chaos,$(one_thread) BRAID_CHAOS_SEED=$(SEED) $(PYTEST) -s tests/train/chaos)
 
 bench-data: peers ## the data layer beside other projects': reading, tokenising, near duplicates; fails below its floors
