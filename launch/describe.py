@@ -24,7 +24,9 @@ from llm.errors import BraidError, ConfigError
 from llm.mixers.ops import ops_of
 from llm.parallel.plan import choose, sent, sent_back
 from llm.train.config import RunConfig, check_ranks, load_config, micro_batch_of
+from llm.train.quarantine import read_records, said
 from llm.train.rehearsal import Rehearsal, rehearse
+from llm.train.run_folder import RunFolder
 
 RANKS = "ranks="
 
@@ -45,6 +47,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     Console().print(table(config))
+    for sentence in said(read_records(RunFolder.of(config).report)):
+        Console().print(sentence, highlight=False)
     if config.parallel.sequence > 1:
         Console().print(crossings(config))
     config = in_bf16(config)

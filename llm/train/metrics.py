@@ -30,9 +30,10 @@ class Meter:
     def __init__(self, world: World, tokens_per_step: int, flops_per_token: float, peak_flops: float):
         self.world = world
         self.tokens_per_step, self.flops_per_token, self.peak_flops = tokens_per_step, flops_per_token, peak_flops
-        self._restart()
+        self.restart()
 
-    def _restart(self) -> None:
+    def restart(self) -> None:
+        """Forget what was summed."""
         self.loss_sum: Tensor | float = 0.0
         self.z_sum: Tensor | float = 0.0
         self.scored: Tensor | float = 0.0
@@ -69,7 +70,7 @@ class Meter:
             record["bad_steps"] = self.bad
         if isinstance(self.z_sum, Tensor):
             record["log_z_squared"] = float(self.world.sum(self.z_sum)) / max(1.0, float(self.scored))
-        self._restart()
+        self.restart()
         return record
 
     def skip(self) -> None:

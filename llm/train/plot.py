@@ -1,11 +1,12 @@
 """The loss curve as a picture."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 
-def plot_loss(records: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Training and validation loss over tokens, as a PNG."""
+def plot_loss(records: list[dict[str, Any]], path: Path, title: str, rollbacks: Sequence[int] = ()) -> None:
+    """Training and validation loss over tokens, as a PNG. rollbacks: tokens to which the run went back."""
     from matplotlib.figure import Figure
 
     if not records:
@@ -16,6 +17,8 @@ def plot_loss(records: list[dict[str, Any]], path: Path, title: str) -> None:
     held_out = [r for r in records if "validation_loss" in r]
     if held_out:
         axes.plot([r["tokens"] for r in held_out], [r["validation_loss"] for r in held_out], "o-", ms=3, label="validation")
+    for tokens in rollbacks:
+        axes.axvline(tokens, color="tab:red", ls=":", lw=1, label="rollback" if tokens == rollbacks[0] else None)
     axes.grid(alpha=0.3)
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ runs/NAME/  config.yaml       resolved; resuming needs no other file
             versions.json     of packages, and the state of git
             outcome.json      how the last start ended (llm/train/exits.py)
             heartbeat/        where each rank is;  stacks/  of ranks that hung (llm/train/guard.py)
-            report/           loss.png, parameters.json, bad_steps.jsonl, eval-*.json;  tensorboard/
+            report/           loss.png, parameters.json, bad_steps.jsonl, quarantine.jsonl, eval-*.json;  tensorboard/
 """
 
 import json
@@ -30,6 +30,7 @@ from llm.train.bad_steps import BadStepsConfig
 from llm.train.config import RunConfig, build_config
 from llm.train.schedule import ScheduleConfig
 from llm.train.scheduled import EvaluateConfig
+from llm.train.spikes import SpikeConfig
 from llm.train.whole_file import write_text
 
 # Settings that change nothing of what is computed, but for the order of sums: they may differ when a run goes on.
@@ -57,6 +58,7 @@ FREE = {
     "train.max_minutes",
     "train.hang_minutes",
     *(f"train.bad_steps.{field.name}" for field in fields(BadStepsConfig)),
+    *(f"train.bad_steps.spike.{field.name}" for field in fields(SpikeConfig)),
 }
 # Settings that a run may go on with changed, or branch off with: what lies ahead, not what was computed.
 AHEAD = {"train.steps", *(f"train.schedule.{field.name}" for field in fields(ScheduleConfig))}
