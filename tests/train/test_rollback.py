@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 from contextlib import nullcontext
 from pathlib import Path
@@ -183,8 +182,59 @@ def test_other_ranks_go_on_after_a_kill(said: Any, manifests: dict[str, Manifest
     run = runs / "killed"
     assert [record["step"] for record in records(run)] == [1, 2, 3, 4, 5]
     assert [path.name for path in sorted((run / "checkpoints").glob("step-*"))] == ["step-5"]
-    shutil.copytree(run, runs / "killed once")
     assert run_ranks(resumed, 1, [str(run), "parallel.zero=0"], timeout=100) == [f"step {STEPS}"]
     assert lines(run) == lines(runs / "back")
     ours, theirs = values(run), values(runs / "never")
     assert [record["loss"] for record in ours] == pytest.approx([record["loss"] for record in theirs], rel=0, abs=1e-5)
+
+
+LAYOUTS = {
+    **{f"zero {stage}": [f"parallel.zero={stage}", "train.precision=fp32"] for stage in (0, 1, 2, 3)},
+    **{f"bf16 zero {stage}": [f"parallel.zero={stage}", "train.precision=bf16"] for stage in (1, 2, 3)},
+    "muon": ["train.optimizer.kind=muon", "parallel.zero=2"],
+    "offload": ["parallel.offload=optimizer", "parallel.zero=3"],
+    "micro-batches": ["train.micro_batch=2", "parallel.zero=2"],
+    "sequences": ["parallel.sequence=2", "parallel.zero=1"],
+}
+PLANTED = {
+    "nan": (NAN, []),
+    "loss": (30.0, [*SPIKES, "train.bad_steps.spike.loss=1.5"]),
+    "norm": (30.0, [*SPIKES, "train.bad_steps.spike.grad_norm=3"]),
+}
+
+
+def every_layout(rank: int, words: list[str]) -> dict[str, str]:
+    said = {}
+    for layout, settings in LAYOUTS.items():
+        with never(*ROWS):
+            said[f"{layout} never"] = start([*words, *settings, f"name={layout} never"])
+        for planted, (factor, more) in PLANTED.items():
+            with effects({POISON: factor}):
+                said[f"{layout} {planted}"] = start([*words, *settings, *BACK, *more, f"name={layout} {planted}"])
+    return said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_every_layout_goes_back(manifests: dict[str, Manifest], tmp_path: Path) -> None:
+    for said in run_ranks(every_layout, 2, words_of(manifests["concat"], tmp_path), timeout=1100):
+        assert said == {f"{layout} {case}": f"step {STEPS}" for layout in LAYOUTS for case in ("never", *PLANTED)}
+    for layout in LAYOUTS:
+        for planted in PLANTED:
+            same(tmp_path / f"{layout} {planted}", tmp_path / f"{layout} never")
+            assert [record["rows"] for record in lines(tmp_path / f"{layout} {planted}")] == [list(ROWS)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_kill_after_the_rollback_changes_nothing(stage: int, manifests: dict[str, Manifest], tmp_path: Path) -> None:
+    words = [*words_of(manifests["concat"], tmp_path), f"parallel.zero={stage}", *BACK]
+    with pytest.raises(AssertionError, match="rank"):
+        run_ranks(killed, 2, [*words, "name=killed"], timeout=200, connect=False)
+    assert [path.name for path in (tmp_path / "killed" / "checkpoints").glob("step-*")] == ["step-5"]
+    for name in ("killed", "whole"):
+        assert run_ranks(resumed, 2, [*words, f"name={name}"], timeout=200) == [f"step {STEPS}"] * 2
+    same(tmp_path / "killed", tmp_path / "whole")
+    assert records(tmp_path / "killed") == records(tmp_path / "whole")
+    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
