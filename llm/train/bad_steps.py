@@ -81,12 +81,17 @@ class BadSteps:
             f"(train.bad_steps.spike.{name})"
         )
 
-    def too_many(self, step: int, why: str) -> bool:
-        """Whether this bad step is one more than allowed."""
+    def too_many(self, step: int, why: str) -> str | None:
+        """In words, what this bad step is too many for; None: it is not."""
+        skip, window = self.config.skip, self.config.window
         self.steps.append(step)
-        while self.steps[0] <= step - self.config.window:
+        while self.steps[0] <= step - window:
             self.steps.popleft()
-        return len(self.steps) > self.config.skip or (self.config.spike.at_once and why != NOT_FINITE)
+        if len(self.steps) > skip:
+            return f"one more bad step than train.bad_steps.skip ({skip}) allows in {window} steps"
+        if self.config.spike.at_once and why != NOT_FINITE:
+            return "a spike, of which train.bad_steps.spike.at_once allows none"
+        return None
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""

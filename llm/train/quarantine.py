@@ -1,9 +1,12 @@
 """The record of what a run never reads again: `report/quarantine.jsonl`, a line per rollback, and the same in every checkpoint.
 
-    step        of the bad step             checkpoint  the step that the run went back to
-    rows        of the stream, first and last + 1: those of the steps in between      stream  what their numbers mean
-    why         in words                    last        by shard, the documents that the bad step itself read
-    documents   by shard, the numbers of all documents in the rows, in runs [first, last]
+    step, why    the bad step, and what was bad, in words
+    checkpoint   the step that the run went back to
+    rows         of the stream, first and last + 1: those of the steps in between
+    stream       what their numbers mean
+    suspects     by shard, the numbers of the documents that the bad step read, in runs [first, last]; where the loss of some ranks
+                 was not finite, on those alone
+    documents    the same of all the rows
 
 Checkpoints hold all but the documents. A line is on the disk before the run goes on, so a kill at any moment leaves the run before
 its rollback, to be made again, or behind it. A start obeys the lines of its own folder, of its checkpoint, and of the folder in
@@ -27,7 +30,7 @@ from llm.train.world import World
 NAME = "quarantine.jsonl"
 Record = dict[str, Any]
 # what a checkpoint does not hold
-LONG = ("documents", "last")
+LONG = ("suspects", "documents")
 
 
 def read_records(report: Path) -> list[Record]:

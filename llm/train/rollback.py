@@ -8,7 +8,7 @@ trained tokens.
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -30,31 +30,40 @@ if TYPE_CHECKING:
     from llm.train.loop import Run
 
 
+class TooMany(NamedTuple):
+    """A bad step. rows: of the stream, first and last + 1. why: what is bad. suspects: documents. law: that allows no such step."""
+
+    rows: tuple[int, int]
+    why: str
+    suspects: dict[str, list[list[int]]]
+    law: str
+
+
 def bad_step(run: "Run", micro_batches: list[Batch], result: StepResult) -> bool:
     """Whether the run went back. All ranks call it together. Raises BadStepsError when it can go on in neither way."""
-    settings, world = run.config.train.bad_steps, run.world
-    why = run.bad_steps.why(run.step, result.loss, result.grad_norm)
+    world, why = run.world, run.bad_steps.why(run.step, result.loss, result.grad_norm)
     rows = run.batches.consumed - run.batches.batch, run.batches.consumed
     # the ranks whose own loss is not finite hold the cause; where there are none, any may
     guilty = world.gather(not bool(torch.isfinite(result.loss_sum)))
-    documents = documents_of(run.batches, *rows, world, guilty[world.rank] or not any(guilty))
+    suspects = documents_of(run.batches, *rows, world, guilty[world.rank] or not any(guilty))
     if world.first:
-        append(run.folder.report, {"step": run.step, "rows": rows, "why": why, "documents": documents})
+        append(run.folder.report, {"step": run.step, "rows": rows, "why": why, "documents": suspects})
     say(world, f"step {run.step} is left out: {why}; weights and optimizer stay as they were")
-    if not run.bad_steps.too_many(run.step, why):
+    law = run.bad_steps.too_many(run.step, why)
+    if law is None:
         return False
-    newest, cannot = None, None
-    if settings.then == "rollback":
+    bad, newest, cannot = TooMany(rows, why, suspects, law), None, None
+    if run.config.train.bad_steps.then == "rollback":
         run.guard.beat(run.step, "going back", PATIENCE)
         # one that is under way may be it
         run.saver.finish()
         newest, passed_over = starting_point(run.config, run.folder, world)
-        say(world, *passed_over)
         cannot = hindrance(run, newest)
+        say(world, *passed_over)
         if newest is not None and cannot is None:
-            go_back(run, newest, why, documents)
+            go_back(run, newest, bad)
             return True
-    give_up(run, micro_batches, why, rows, newest, cannot)
+    stop(run, micro_batches, bad, newest, cannot)
     return False
 
 
@@ -66,16 +75,17 @@ def hindrance(run: "Run", newest: Path | None) -> str | None:
     before = [record for record in run.quarantine if record["step"] > run.step - settings.window]
     if len(before) < settings.max_rollbacks:
         return None
-    return f"it has gone back {len(before)} times in {settings.window} steps already (train.bad_steps.max_rollbacks)"
+    return f"train.bad_steps.max_rollbacks ({settings.max_rollbacks}) allows no more in {settings.window} steps"
 
 
-def go_back(run: "Run", checkpoint: Path, why: str, documents: dict[str, list]) -> None:
-    """To a checkpoint, with the rows since then in quarantine. documents: of the bad step. Raises CheckpointError."""
+def go_back(run: "Run", checkpoint: Path, bad: TooMany) -> None:
+    """To a checkpoint, with the rows since then in quarantine. Raises CheckpointError."""
     world, batches = run.world, run.batches
+    say(world, f"step {run.step} is {bad.law}: the run goes back to {checkpoint}")
     progress = load_checkpoint(run.engine, checkpoint, world)
     rows, stream = (progress["data"]["consumed"], batches.consumed), batches.stream.identity()
-    record = {"step": run.step, "checkpoint": progress["step"], "rows": list(rows), "why": why, "stream": stream}
-    record |= {"last": documents, "documents": documents_of(batches, *rows, world)}
+    record = {"step": run.step, "why": bad.why, "checkpoint": progress["step"], "rows": list(rows), "stream": stream}
+    record |= {"suspects": bad.suspects, "documents": documents_of(batches, *rows, world)}
     run.quarantine = merged(run.quarantine, [record])
     if world.first:
         write_records(run.folder.report, run.quarantine)
@@ -87,11 +97,7 @@ def go_back(run: "Run", checkpoint: Path, why: str, documents: dict[str, list]) 
     if run.carried is not None:
         run.carried.load(checkpoint, world)
     run.bad_steps.restore(progress.get("bad_steps", {}))
-    say(
-        world,
-        f"step {run.step} is one bad step too many: the run goes back to {checkpoint} and leaves out rows {rows[0]} to "
-        f"{rows[1] - 1}, whose documents are in {run.folder.report / NAME}",
-    )
+    say(world, f"rows {rows[0]} to {rows[1] - 1} are in quarantine and not read again: {run.folder.report / NAME} names them")
     run.step = progress["step"]
     run.meter.restart()
     run.sent.read()
@@ -100,26 +106,28 @@ def go_back(run: "Run", checkpoint: Path, why: str, documents: dict[str, list]) 
         run.writer = Writer(run.folder, run.config.train.steps, run.step, run.config.train.tensorboard)
 
 
-def give_up(
-    run: "Run", micro_batches: list[Batch], why: str, rows: tuple[int, int], newest: Path | None, cannot: str | None
-) -> None:
-    """Raise BadStepsError, with a diagnosis. newest: the checkpoint that the run would have gone back to; None: one is saved."""
-    settings = run.config.train.bad_steps
+def stop(run: "Run", micro_batches: list[Batch], bad: TooMany, newest: Path | None, cannot: str | None) -> None:
+    """Raise BadStepsError, with a diagnosis. newest: the checkpoint that the run would have gone back to; None: one is saved.
+    cannot: why it does not go back where it should.
+    """
     run.guard.beat(run.step, "the diagnosis", PATIENCE)
     where = save(run, last=True) if newest is None else newest
     kept = f"saved in {where}, as before this step" if newest is None else f"{where} is the newest checkpoint, untouched"
-    record: dict[str, Any] = {"step": run.step, "rows": rows, "why": why}
+    record: dict[str, Any] = {"step": run.step, **bad._asdict()}
     path, found = run.folder.report / f"bad_step_{run.step}.json", ""
-    if why == NOT_FINITE:
+    if bad.why == NOT_FINITE:
         named = diagnose(run.engine, micro_batches, run.carried, run.world)
         record, found = record | named, f"; first not finite: {said(named)}"
     if run.world.first:
         write_text(path, json.dumps(record, indent=1) + "\n")
-    setting = "skip" if cannot is None else "max_rollbacks"
+    if newest is not None:
+        setting = " train.bad_steps.max_rollbacks=MORE"
+    else:
+        setting = "" if cannot else " train.bad_steps.skip=MORE" if "skip" in bad.law else " train.bad_steps.spike.at_once=false"
+    hindered = f"; it cannot go back: {cannot}" if cannot else ""
     raise BadStepsError(
-        f"step {run.step} is one more bad step than train.bad_steps.skip ({settings.skip}) allows in {settings.window} steps: "
-        f"{why}{found} ({path}){f'; it cannot go back: {cannot}' if cannot else ''}; {kept}: go on with `pretrain.py "
-        f"{run.folder.path} train.bad_steps.{setting}=MORE`, or start from these weights at a lower rate with init_from={where}"
+        f"step {run.step} is {bad.law}: {bad.why}{found} ({path}){hindered}; {kept}: go on with "
+        f"`pretrain.py {run.folder.path}{setting}`, or start from these weights at a lower rate with init_from={where}"
     )
 
 

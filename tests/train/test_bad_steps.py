@@ -41,7 +41,7 @@ def test_a_resumed_run_judges_as_an_undisturbed_one(before: list[float], after: 
     config = BadStepsConfig(skip=skip, window=5, spike=SpikeConfig(loss=1.2, grad_norm=2.0, window=3, warmup=2))
     whole, first = BadSteps(config), BadSteps(config)
 
-    def go(judges: BadSteps, values: list[float], first: int) -> list[bool]:
+    def go(judges: BadSteps, values: list[float], first: int) -> list[str | None]:
         said = []
         for step, value in enumerate(values, first):
             limits = judges.limits(step)
@@ -74,13 +74,14 @@ def test_words_say_what_was_bad() -> None:
     assert judges.why(2, torch.tensor(2.0), torch.tensor(math.inf)) == NOT_FINITE
     assert judges.why(2, 3.5, 1.0) == "its loss (3.5) is more than 1.5 times the usual 2 (train.bad_steps.spike.loss)"
     assert judges.why(2, 2.5, 6.0) == "its grad norm (6) is more than 10 times the usual 0.5 (train.bad_steps.spike.grad_norm)"
-    assert [judges.too_many(step, NOT_FINITE) for step in (2, 6, 7, 11)] == [False, False, True, False]
+    law = "one more bad step than train.bad_steps.skip (1) allows in 4 steps"
+    assert [judges.too_many(step, NOT_FINITE) for step in (2, 6, 7, 11)] == [None, None, law, None]
 
 
 def test_one_spike_may_be_too_many_where_others_are_not() -> None:
     judges = BadSteps(BadStepsConfig(spike=SpikeConfig(loss=1.5, at_once=True)))
-    assert not judges.too_many(1, NOT_FINITE)
-    assert judges.too_many(2, "its loss ...")
+    assert judges.too_many(1, NOT_FINITE) is None
+    assert judges.too_many(2, "its loss ...") == "a spike, of which train.bad_steps.spike.at_once allows none"
 
 
 @pytest.mark.parametrize(

@@ -108,9 +108,9 @@ def test_the_quarantine_names_the_document_that_holds_the_poison(name: str, said
     manifest = manifests["contiguous" if name.startswith("carried") else "concat"]
     (poisoned,) = holders(manifest, POISON)
     shard = manifest.split("train")[0].path
-    for part in ("last", "documents"):
+    for part in ("suspects", "documents"):
         assert any(low <= poisoned <= high for low, high in record[part][shard]), part
-    of_the_step, of_all = (sum(high - low + 1 for low, high in record[part][shard]) for part in ("last", "documents"))
+    of_the_step, of_all = (sum(high - low + 1 for low, high in record[part][shard]) for part in ("suspects", "documents"))
     assert of_the_step < of_all
     if name == "back":
         # of the rank whose loss was not finite alone
@@ -123,7 +123,7 @@ def test_the_quarantine_names_the_document_that_holds_the_poison(name: str, said
 
 def lines_of_spike(runs: Path, shard: str) -> int:
     (record,) = lines(runs / "spike")
-    return sum(high - low + 1 for low, high in record["last"][shard])
+    return sum(high - low + 1 for low, high in record["suspects"][shard])
 
 
 def test_a_second_rollback_widens_the_window(said: Any) -> None:
@@ -139,9 +139,7 @@ def test_rollbacks_are_bounded(said: Any) -> None:
         assert (
             "step 7 is one more bad step than train.bad_steps.skip (0) allows in 1000 steps: its gradient is not" in rank["bounded"]
         )
-        assert (
-            "it cannot go back: it has gone back 1 times in 1000 steps already (train.bad_steps.max_rollbacks)" in rank["bounded"]
-        )
+        assert "it cannot go back: train.bad_steps.max_rollbacks (1) allows no more in 1000 steps" in rank["bounded"]
         assert "step-5 is the newest checkpoint, untouched: go on with `pretrain.py" in rank["bounded"]
     outcome = read_outcome(runs / "bounded" / "outcome.json")
     assert outcome is not None
