@@ -108,7 +108,7 @@ def _load_checkpoint(checkpoint: Path, reading: Reading) -> tuple[LanguageModel,
     data = replace(config.data, manifest=str(located(config.data.manifest, checkpoint)))
     batch = config.train.batch
     model = BraidModel(decoder, info.tokenizer, data.sequence_length)
-    return model, data, Trained(data, config.seed, batch, info.step * batch)
+    return model, data, Trained(data, config.seed, batch, info.step * batch, info.quarantine)
 
 
 def _load_hugging_face(folder: Path, reading: Reading) -> tuple[LanguageModel, DataConfig | None, None]:
