@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,47 +16,61 @@ from llm.data import Manifest
 from llm.testing import run_ranks
 from llm.train.exits import BAD_STEPS, read_outcome
 from llm.train.load import load_model
+from llm.train.quarantine import said as quarantine_said
 from tests.train.conftest import MODEL, TRAIN
-from tests.train.poison import BATCH, STEPS, TOKENS, dataset, effects, ending_at, holders, never
+from tests.train.poison import BATCH, STEPS, TOKENS, T, dataset, effects, ending_at, holders, never
 from tests.train.test_resume import records, start, stop_after
 
 pytestmark = [pytest.mark.multirank, pytest.mark.timeout(300)]
 NAN = float("nan")
 BACK = ["train.bad_steps.then=rollback", "train.bad_steps.skip=0"]
-SPIKES = ["train.bad_steps.spike.window=4", "train.bad_steps.spike.warmup=0", "train.bad_steps.spike.at_once=true"]
-# the mark of step 7, which a run with a checkpoint at 5 goes back from, and the rows that are then in quarantine
-POISON, ROWS = TOKENS[7], (5 * BATCH, 7 * BATCH)
+SPIKES = ["train.bad_steps.spike.window=3", "train.bad_steps.spike.warmup=0", "train.bad_steps.spike.at_once=true"]
+# the mark of step 4, which a run with a checkpoint at 2 goes back from, and the rows that are then in quarantine
+POISON, ROWS = TOKENS[4], (2 * BATCH, 4 * BATCH)
 
 
 def words_of(manifest: Manifest, runs: Path) -> list[str]:
-    settings = [f"train.steps={STEPS}", "train.checkpoint_every=5", "train.keep_last=4", "train.precision=fp32"]
-    return [*MODEL, *TRAIN, *settings, f"data.manifest={manifest.root}", f"runs={runs}", "parallel.zero=3"]
+    settings = [f"train.steps={STEPS}", "train.schedule.warmup=2", "train.checkpoint_every=2", "train.keep_last=4"]
+    return [*MODEL, *TRAIN, *settings, f"data.manifest={manifest.root}", f"runs={runs}", "train.precision=fp32", "parallel.zero=3"]
 
 
-def cases(rank: int, words: list[str], carried: list[str], runs: Path) -> dict[str, str]:
+def cases(rank: int, words: list[str], runs: Path) -> dict[str, str]:
     """What each start came to on this rank."""
-    said: dict[str, str] = {}
+    return {
+        "never": case(words, "never", without=ROWS),
+        "back": case(words, "back", *BACK, poison={POISON: NAN}),
+        "spike": case(words, "spike", *BACK, *SPIKES, "train.bad_steps.spike.loss=1.5", poison={POISON: 30.0}),
+        "bounded": case(words, "bounded", *BACK, "train.bad_steps.max_rollbacks=1", poison={POISON: NAN, TOKENS[5]: NAN}),
+        "elastic": resumed([str(runs / "bounded"), "parallel.zero=0", "parallel.sequence=2"]),
+    }
 
-    def case(name: str, *more: str, poison: dict[int, float] | None = None, without: tuple[int, int] | None = None) -> None:
-        base = carried if name.startswith("carried") else words
-        with effects(poison or {}), never(*without) if without else nullcontext():
-            said[name] = start([*base, f"name={name}", *more])
 
-    case("never", without=ROWS)
-    case("back", *BACK, poison={POISON: NAN})
-    case("spike", *BACK, *SPIKES, "train.bad_steps.spike.loss=1.5", poison={POISON: 30.0})
-    case("branch", *BACK, f"branch_from={runs / 'back' / 'checkpoints' / 'step-5'}", poison={POISON: NAN})
-    case("twice", *BACK, poison={POISON: NAN, TOKENS[9]: NAN})
-    case("bounded", *BACK, "train.bad_steps.max_rollbacks=1", poison={POISON: NAN, TOKENS[9]: NAN})
-    case("early", *BACK, poison={TOKENS[3]: NAN})
-    case("carried never", without=ROWS)
-    case("carried back", *BACK, poison={POISON: NAN})
-    # once a start, and once in the next
+def more_cases(rank: int, words: list[str], carried: list[str], runs: Path) -> dict[str, str]:
+    said = {
+        "never": case(words, "never", without=ROWS),
+        "back": case(words, "back", *BACK, poison={POISON: NAN}),
+        "branch": case(words, "branch", *BACK, f"branch_from={runs / 'back' / 'checkpoints' / 'step-2'}", poison={POISON: NAN}),
+        "twice": case(words, "twice", *BACK, poison={POISON: NAN, TOKENS[5]: NAN}),
+        "early": case(words, "early", *BACK, poison={TOKENS[2]: NAN}),
+        "carried never": case(carried, "carried never", without=ROWS),
+        "carried back": case(carried, "carried back", *BACK, poison={POISON: NAN}),
+    }
+    # one bad step in a start, and one in the next
     if rank == 1:
-        stop_after(5)
-    case("counted", "train.bad_steps.skip=1", poison={TOKENS[3]: NAN})
-    case("counted again", "name=counted", "train.bad_steps.skip=1", poison={POISON: NAN})
+        stop_after(3)
+    said["counted"] = case(words, "counted", "train.bad_steps.skip=1", poison={TOKENS[2]: NAN})
+    said["counted again"] = case(words, "counted", "train.bad_steps.skip=1", poison={POISON: NAN})
     return said
+
+
+def case(words: list[str], name: str, *more: str, poison: dict[int, float] | None = None, without: Any = None) -> str:
+    with effects(poison or {}), never(*without) if without else nullcontext():
+        return start([*words, f"name={name}", *more])
+
+
+def resumed(words: list[str]) -> str:
+    with effects({POISON: NAN}):
+        return start(words)
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +82,14 @@ def manifests(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> d
 @pytest.fixture(scope="module")
 def said(manifests: dict[str, Manifest], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, str]], Path]:
     runs = tmp_path_factory.mktemp("rollback")
+    return run_ranks(cases, 2, words_of(manifests["concat"], runs), runs, timeout=250), runs
+
+
+@pytest.fixture(scope="module")
+def more_said(manifests: dict[str, Manifest], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, str]], Path]:
+    runs = tmp_path_factory.mktemp("more")
     carried = [*words_of(manifests["contiguous"], runs), "data.packing=contiguous", "model.layers.a.mixer.window=8"]
-    return run_ranks(cases, 2, words_of(manifests["concat"], runs), carried, runs, timeout=150), runs
+    return run_ranks(more_cases, 2, words_of(manifests["concat"], runs), carried, runs, timeout=500), runs
 
 
 def same(ours: Path, theirs: Path) -> None:
@@ -87,103 +109,112 @@ def lines(run: Path, name: str = "quarantine.jsonl") -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "report" / name).read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", ["back", "spike", "branch", "carried back"])
-def test_it_ends_as_if_the_window_had_never_been(name: str, said: Any) -> None:
+@pytest.mark.parametrize("name", ["back", "spike"])
+def test_it_ends_as_if_the_window_had_never_been(name: str, said: Any, manifests: dict[str, Manifest]) -> None:
     each, runs = said
     for rank in each:
         assert rank[name] == f"step {STEPS}"
-    if name == "branch":
-        assert values(runs / name) == values(runs / "never")[5:]
-        return
-    same(runs / name, runs / ("carried never" if name.startswith("carried") else "never"))
-    assert records(runs / name)[-1]["rollbacks"] == 1
-    assert records(runs / name)[-1]["quarantined_sequences"] == 16
-    assert records(runs / name)[-1]["tokens"] == STEPS * BATCH * 32
-
-
-@pytest.mark.parametrize("name", ["back", "spike", "branch", "carried back"])
-def test_the_quarantine_names_the_document_that_holds_the_poison(name: str, said: Any, manifests: dict[str, Manifest]) -> None:
-    (record,) = lines(said[1] / name)
-    assert (record["step"], record["checkpoint"], record["rows"]) == (7, 5, list(ROWS))
-    manifest = manifests["contiguous" if name.startswith("carried") else "concat"]
-    (poisoned,) = holders(manifest, POISON)
-    shard = manifest.split("train")[0].path
-    for part in ("suspects", "documents"):
-        assert any(low <= poisoned <= high for low, high in record[part][shard]), part
-    of_the_step, of_all = (sum(high - low + 1 for low, high in record[part][shard]) for part in ("suspects", "documents"))
-    assert of_the_step < of_all
-    if name == "back":
-        # of the rank whose loss was not finite alone
-        assert of_the_step < lines_of_spike(said[1], shard)
-    assert ("its loss" if name == "spike" else "its gradient is not finite") in record["why"]
-    progress = json.loads((said[1] / name / "checkpoints" / f"step-{STEPS}" / "progress.json").read_text())
+    same(runs / name, runs / "never")
+    last = records(runs / name)[-1]
+    assert (last["rollbacks"], last["quarantined_sequences"], last["tokens"]) == (1, 2 * BATCH, STEPS * BATCH * T)
+    progress = json.loads((runs / name / "checkpoints" / f"step-{STEPS}" / "progress.json").read_text())
     assert [kept["rows"] for kept in progress["quarantine"]] == [list(ROWS)]
-    assert progress["data"]["consumed"] == STEPS * BATCH + 16
+    assert progress["data"]["consumed"] == (STEPS + 2) * BATCH
+    named(runs / name, manifests["concat"])
 
 
-def lines_of_spike(runs: Path, shard: str) -> int:
-    (record,) = lines(runs / "spike")
-    return sum(high - low + 1 for low, high in record["suspects"][shard])
+def named(run: Path, manifest: Manifest) -> int:
+    """How many documents are suspects, of which one really holds the poison."""
+    (record,) = lines(run)
+    assert (record["step"], record["checkpoint"], record["rows"]) == (4, 2, list(ROWS))
+    (poisoned,) = holders(manifest, POISON)
+    (shard,) = record["documents"]
+    suspects, documents = (
+        {n for low, high in record[key][shard] for n in range(low, high + 1)} for key in ("suspects", "documents")
+    )
+    assert poisoned in suspects < documents
+    return len(suspects)
 
 
-def test_a_second_rollback_widens_the_window(said: Any) -> None:
-    each, runs = said
-    assert [rank["twice"] for rank in each] == [f"step {STEPS}"] * 2
-    assert [record["rows"] for record in lines(runs / "twice")] == [[40, 56], [40, 72]]
-    assert json.loads((runs / "twice/checkpoints/step-12/progress.json").read_text())["data"]["consumed"] == STEPS * BATCH + 32
+def test_the_suspects_are_of_the_rank_whose_loss_was_not_finite(said: Any, manifests: dict[str, Manifest]) -> None:
+    _, runs = said
+    assert named(runs / "back", manifests["concat"]) < named(runs / "spike", manifests["concat"])
+    why = {name: lines(runs / name)[0]["why"] for name in ("back", "spike")}
+    assert why["back"] == "its gradient is not finite"
+    assert re.fullmatch(r"its loss \(.*\) is more than 1.5 times the usual .* \(train.bad_steps.spike.loss\)", why["spike"])
+    assert quarantine_said(lines(runs / "back")) == [
+        "rows 16 to 31 are in quarantine since step 4, from which the run went back to step 2: its gradient is not finite"
+    ]
 
 
 def test_rollbacks_are_bounded(said: Any) -> None:
     each, runs = said
     for rank in each:
         assert (
-            "step 7 is one more bad step than train.bad_steps.skip (0) allows in 1000 steps: its gradient is not" in rank["bounded"]
+            "step 3 is one more bad step than train.bad_steps.skip (0) allows in 1000 steps: its gradient is not" in rank["bounded"]
         )
         assert "it cannot go back: train.bad_steps.max_rollbacks (1) allows no more in 1000 steps" in rank["bounded"]
-        assert "step-5 is the newest checkpoint, untouched: go on with `pretrain.py" in rank["bounded"]
-    outcome = read_outcome(runs / "bounded" / "outcome.json")
-    assert outcome is not None
-    assert outcome.status == BAD_STEPS
-    assert json.loads((runs / "bounded/report/bad_step_7.json").read_text())["rows"] == [64, 72]
+        assert "step-2 is the newest checkpoint, untouched: go on with `pretrain.py" in rank["bounded"]
+        assert "train.bad_steps.max_rollbacks=MORE`" in rank["bounded"]
+    assert json.loads((runs / "bounded/report/bad_step_3.json").read_text())["rows"] == [32, 40]
 
 
-def test_without_a_checkpoint_it_saves_and_stops(said: Any) -> None:
+def test_another_layout_goes_on_behind_the_quarantine(said: Any) -> None:
     each, runs = said
-    for rank in each:
-        assert "it cannot go back: there is no checkpoint yet (train.checkpoint_every); saved in" in rank["early"]
-    assert (runs / "early/checkpoints/latest").read_text() == "step-3\n"
+    assert [rank["elastic"] for rank in each] == [f"step {STEPS}"] * 2
+    as_never(runs / "bounded", runs)
 
 
-def test_bad_steps_count_over_a_restart(said: Any) -> None:
-    each, runs = said
-    for rank in each:
-        assert rank["counted"] == "step 5"
-        assert rank["counted again"].startswith("BadStepsError: step 7 is one more bad step than train.bad_steps.skip (1) allows")
-    assert [record["step"] for record in lines(runs / "counted", "bad_steps.jsonl")] == [3, 7]
-
-
-def killed(rank: int, words: list[str]) -> None:
-    """Dies with -9 at the first step after the rollback."""
-    with effects({POISON: NAN}), ending_at(6, 2, lambda: os.kill(os.getpid(), signal.SIGKILL)):
-        start(words)
-
-
-def resumed(rank: int, words: list[str]) -> str:
-    with effects({POISON: NAN}):
-        return start(words)
-
-
-def test_other_ranks_go_on_after_a_kill(said: Any, manifests: dict[str, Manifest]) -> None:
-    _, runs = said
-    with pytest.raises(AssertionError, match="rank"):
-        run_ranks(killed, 2, [*words_of(manifests["concat"], runs), "name=killed", *BACK], timeout=100, connect=False)
-    run = runs / "killed"
-    assert [record["step"] for record in records(run)] == [1, 2, 3, 4, 5]
-    assert [path.name for path in sorted((run / "checkpoints").glob("step-*"))] == ["step-5"]
-    assert run_ranks(resumed, 1, [str(run), "parallel.zero=0"], timeout=100) == [f"step {STEPS}"]
-    assert lines(run) == lines(runs / "back")
+def as_never(run: Path, runs: Path) -> None:
+    """But for the order of sums."""
     ours, theirs = values(run), values(runs / "never")
     assert [record["loss"] for record in ours] == pytest.approx([record["loss"] for record in theirs], rel=0, abs=1e-5)
+    assert [record["rows"] for record in lines(run)] == [list(ROWS)]
+
+
+@pytest.mark.slow
+def test_a_branch_leaves_out_what_its_origin_has_found(more_said: Any) -> None:
+    each, runs = more_said
+    assert [rank["branch"] for rank in each] == [f"step {STEPS}"] * 2
+    assert values(runs / "branch") == values(runs / "never")[2:]
+    assert lines(runs / "branch") == lines(runs / "back")
+
+
+@pytest.mark.slow
+def test_carried_states_start_afresh_behind_the_window(more_said: Any, manifests: dict[str, Manifest]) -> None:
+    each, runs = more_said
+    assert [rank["carried back"] for rank in each] == [f"step {STEPS}"] * 2
+    same(runs / "carried back", runs / "carried never")
+    named(runs / "carried back", manifests["contiguous"])
+
+
+@pytest.mark.slow
+def test_a_second_rollback_widens_the_window(more_said: Any) -> None:
+    each, runs = more_said
+    assert [rank["twice"] for rank in each] == [f"step {STEPS}"] * 2
+    assert [record["rows"] for record in lines(runs / "twice")] == [[16, 32], [16, 40]]
+    progress = json.loads((runs / "twice" / "checkpoints" / f"step-{STEPS}" / "progress.json").read_text())
+    assert progress["data"]["consumed"] == (STEPS + 3) * BATCH
+
+
+@pytest.mark.slow
+def test_without_a_checkpoint_it_saves_and_stops(more_said: Any) -> None:
+    each, runs = more_said
+    for rank in each:
+        assert "it cannot go back: there is no checkpoint yet (train.checkpoint_every); saved in" in rank["early"]
+    assert (runs / "early/checkpoints/latest").read_text() == "step-2\n"
+    outcome = read_outcome(runs / "early" / "outcome.json")
+    assert outcome is not None
+    assert outcome.status == BAD_STEPS
+
+
+@pytest.mark.slow
+def test_bad_steps_count_over_a_restart(more_said: Any) -> None:
+    each, runs = more_said
+    for rank in each:
+        assert rank["counted"] == "step 3"
+        assert rank["counted again"].startswith("BadStepsError: step 4 is one more bad step than train.bad_steps.skip (1) allows")
+    assert [record["step"] for record in lines(runs / "counted", "bad_steps.jsonl")] == [2, 4]
 
 
 LAYOUTS = {
@@ -223,16 +254,32 @@ def test_every_layout_goes_back(manifests: dict[str, Manifest], tmp_path: Path) 
             assert [record["rows"] for record in lines(tmp_path / f"{layout} {planted}")] == [list(ROWS)]
 
 
+def killed(rank: int, words: list[str]) -> None:
+    """Dies with -9 at the first step after the rollback."""
+    with effects({POISON: NAN}), ending_at(3, 2, lambda: os.kill(os.getpid(), signal.SIGKILL)):
+        start(words)
+
+
+def went_on(rank: int, words: list[str]) -> str:
+    return resumed(words)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_a_kill_after_the_rollback_changes_nothing(stage: int, manifests: dict[str, Manifest], tmp_path: Path) -> None:
+def test_a_kill_after_the_rollback_changes_nothing(
+    stage: int, manifests: dict[str, Manifest], more_said: Any, tmp_path: Path
+) -> None:
     words = [*words_of(manifests["concat"], tmp_path), f"parallel.zero={stage}", *BACK]
     with pytest.raises(AssertionError, match="rank"):
         run_ranks(killed, 2, [*words, "name=killed"], timeout=200, connect=False)
-    assert [path.name for path in (tmp_path / "killed" / "checkpoints").glob("step-*")] == ["step-5"]
+    assert [path.name for path in (tmp_path / "killed" / "checkpoints").glob("step-*")] == ["step-2"]
+    assert [record["step"] for record in records(tmp_path / "killed")] == [1, 2]
+    shutil.copytree(tmp_path / "killed", tmp_path / "elsewhere")
     for name in ("killed", "whole"):
-        assert run_ranks(resumed, 2, [*words, f"name={name}"], timeout=200) == [f"step {STEPS}"] * 2
+        assert run_ranks(went_on, 2, [*words, f"name={name}"], timeout=200) == [f"step {STEPS}"] * 2
     same(tmp_path / "killed", tmp_path / "whole")
     assert records(tmp_path / "killed") == records(tmp_path / "whole")
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
+    assert run_ranks(went_on, 1, [str(tmp_path / "elsewhere")], timeout=200) == [f"step {STEPS}"]
+    as_never(tmp_path / "elsewhere", more_said[1])
