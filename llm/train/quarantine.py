@@ -45,11 +45,13 @@ def write_records(report: Path, records: list[Record]) -> None:
 
 
 def merged(*sources: Iterable[Record]) -> list[Record]:
-    """All records, each once: the first that speaks of the same rows, in the order of the bad steps."""
+    """All records in their order, each once: of those of the same rows, one that has their documents."""
     found: dict[str, Record] = {}
     for record in (record for source in sources for record in source):
-        found.setdefault(json.dumps([record["rows"], record["stream"]], sort_keys=True), record)
-    return sorted(found.values(), key=lambda record: (record["step"], record["rows"]))
+        rows = json.dumps([record["rows"], record["stream"]], sort_keys=True)
+        if len(record) > len(found.get(rows, ())):
+            found[rows] = record
+    return list(found.values())
 
 
 def short(records: list[Record]) -> list[Record]:
@@ -62,7 +64,7 @@ def known(folder: RunFolder, checkpoint: Path | None, progress: dict[str, Any], 
     origin = [] if checkpoint is None else read_records(RunFolder(checkpoint.parents[1]).report)
     own = read_records(folder.report)
     # as the first rank reads it: the same on all, also while it writes
-    records = world.gather(merged(own, origin, progress.get("quarantine", ())))[0]
+    records = world.gather(merged(progress.get("quarantine", ()), origin, own))[0]
     if world.first and records != own:
         write_records(folder.report, records)
     return records

@@ -15,7 +15,7 @@ import os
 import platform
 import shutil
 import subprocess
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,8 @@ class RunFolder:
         if not self.config.is_file():
             self._check_place()
             return []
-        old = self.read_config()
+        # the folder may have been renamed since
+        old = replace(self.read_config(), name=config.name)
         differing = differences(old, config)
         if differing:
             raise ConfigError(

@@ -120,6 +120,11 @@ def test_it_ends_as_if_the_window_had_never_been(name: str, said: Any, manifests
     progress = json.loads((runs / name / "checkpoints" / f"step-{STEPS}" / "progress.json").read_text())
     assert [kept["rows"] for kept in progress["quarantine"]] == [list(ROWS)]
     assert progress["data"]["consumed"] == (STEPS + 2) * BATCH
+    # verdicts went back too
+    assert progress["bad_steps"]["steps"] == []
+    if name == "spike":
+        losses = [record["loss"] for record in records(runs / name)[-3:]]
+        assert progress["bad_steps"]["spike"] == {"loss": pytest.approx(losses, rel=1e-6)}
     named(runs / name, manifests["concat"])
 
 
