@@ -5,7 +5,7 @@ from llm.data.config import DataConfig
 from llm.data.manifest import Manifest
 from llm.data.quarantine import Quarantine
 from llm.data.remote import CacheConfig
-from llm.data.stream import Document, TokenStream, documents
+from llm.data.stream import Document, TokenStream, cut_of, documents
 from llm.data.tape import NOT_SCORED
 from llm.data.tokenizer import DOCUMENT_TOKEN, load_tokenizer
 
@@ -21,6 +21,7 @@ __all__ = [
     "Manifest",
     "Quarantine",
     "TokenStream",
+    "cut_of",
     "documents",
     "load_tokenizer",
 ]

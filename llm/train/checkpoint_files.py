@@ -4,7 +4,7 @@ checkpoints/step-N/  weights/rank-R.safetensors    slices of the float32 weights
                      optimizer/rank-R.safetensors  slices of the optimizer's states
                      rng-R.safetensors             each rank's generators
                      carried-R.safetensors         each rank's states, under `contiguous` packing
-                     progress.json                 step, tokens, data position, quarantine, bad steps, ranks, schedule, versions
+                     progress.json                 step, tokens, phase, data position, quarantine, bad steps, schedule, versions
                      config.yaml, tokenizer.json, files.json (sizes and hashes of all these)
 
 A checkpoint is written under a temporary name, closed by `files.json` (size and xxh3 of every file) and renamed; `latest` is
@@ -14,12 +14,12 @@ written last. So whatever carries the name `step-N` was complete once, and `dama
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import xxhash
 
-from llm.train.run_folder import write_text
+from llm.train.whole_file import write_text
 
 FILES = "files.json"
 LATEST = "latest"
@@ -155,10 +155,10 @@ def discard(checkpoint: Path) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def keep_newest(folder: Path, count: int, every: int) -> None:
-    """Remove all but the newest `count` and those of each `every`-th step (0: of none)."""
+def keep_newest(folder: Path, count: int, every: int, borders: Collection[int] = ()) -> None:
+    """Remove all but the newest `count`, those of each `every`-th step (0: of none), and those of `borders`."""
     for old in checkpoints(folder)[count:]:
-        if not every or step_of(old) % every:
+        if step_of(old) not in borders and (not every or step_of(old) % every):
             discard(old)
 
 

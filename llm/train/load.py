@@ -12,7 +12,7 @@ from torch import Tensor
 from llm.errors import CheckpointError, ConfigError
 from llm.model import Decoder
 from llm.train import checkpoint_files as files
-from llm.train.config import RunConfig
+from llm.train.config import RunConfig, config_of_phase
 from llm.train.precision import cast_model
 from llm.train.run_folder import RunFolder, read_config
 from llm.train.shards import Pieces, Wanted, fill, same_shapes
@@ -66,12 +66,12 @@ def load_model(
 
 
 def what_it_is(checkpoint: Path) -> tuple[RunConfig, CheckpointInfo]:
-    """The config of the run that a checkpoint is of, and which one it is."""
+    """The config that held when a checkpoint was saved, and which one it is."""
     progress = json.loads((checkpoint / files.PROGRESS).read_text())
     run = checkpoint.parents[1] if (checkpoint.parents[1] / files.CONFIG).is_file() else None
     tokenizer, quarantine = checkpoint / files.TOKENIZER, progress.get("quarantine", [])
     info = CheckpointInfo(checkpoint, run, progress["step"], progress["tokens"], tokenizer, quarantine)
-    return read_config(checkpoint / files.CONFIG), info
+    return config_of_phase(read_config(checkpoint / files.CONFIG), progress.get("phase", 0)), info
 
 
 class CheckpointWeights(Mapping[str, Tensor]):

@@ -71,6 +71,8 @@ def hindrance(run: "Run", newest: Path | None) -> str | None:
     """Why the run cannot go back, in words."""
     if newest is None:
         return "there is no checkpoint yet (train.checkpoint_every)"
+    if step_of(newest) < run.phase.first:
+        return f"{newest} is of an earlier phase than train.phases[{run.phase.number}]"
     settings = run.config.train.bad_steps
     before = [record for record in run.quarantine if record["step"] > run.step - settings.window]
     if len(before) < settings.max_rollbacks:

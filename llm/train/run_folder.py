@@ -28,6 +28,7 @@ from llm.data.remote import CacheConfig
 from llm.errors import CheckpointError, ConfigError
 from llm.train.bad_steps import BadStepsConfig
 from llm.train.config import RunConfig, build_config
+from llm.train.phases import newest_step, phases_of
 from llm.train.schedule import ScheduleConfig
 from llm.train.scheduled import EvaluateConfig
 from llm.train.spikes import SpikeConfig
@@ -116,7 +117,7 @@ class RunFolder:
             return []
         # the folder may have been renamed since
         old = replace(self.read_config(), name=config.name)
-        differing = differences(old, config)
+        differing = differences_until(old, config, newest_step(self.checkpoints))
         if differing:
             raise ConfigError(
                 f"{self.path} holds a run with another config ({shown(differing)}); resume that run with "
@@ -156,12 +157,28 @@ def differences(old: RunConfig, new: RunConfig, free: set[str] = FREE | AHEAD) -
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
 
 
+def differences_until(old: RunConfig, new: RunConfig, step: int, free: set[str] = FREE | AHEAD) -> dict[str, tuple[Any, Any]]:
+    """The same, of the phases that have begun at a step and of their ends; those after it lie ahead."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for was, now in zip(phases_of(old), phases_of(new), strict=False):
+        if was.number and was.first >= step:
+            break
+        where = f"train.phases[{now.number}]" if max(was.of, now.of) > 1 else ""
+        differing = differences(was.config, now.config, free)
+        found |= {f"{where}.{key}" if where else key: values for key, values in differing.items()}
+        if where and was.last != now.last and min(was.last, now.last) < step:
+            found[f"{where} ends at step"] = was.last, now.last
+    return found
+
+
 def shown(differing: dict[str, tuple[Any, Any]]) -> str:
     return "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in differing.items())
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted path -> leaf."""
+    """Dotted path -> leaf. Dicts in a list go by number."""
+    if isinstance(tree, list | tuple) and tree and all(isinstance(item, dict) for item in tree):
+        tree = dict(enumerate(tree))
     if not isinstance(tree, dict):
         return {prefix: tree}
     leaves: dict[str, Any] = {}

@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.multirank, pytest.mark.timeout(300)]
 NAN = float("nan")
 BACK = ["train.bad_steps.then=rollback", "train.bad_steps.skip=0"]
 SPIKES = ["train.bad_steps.spike.window=3", "train.bad_steps.spike.warmup=0", "train.bad_steps.spike.at_once=true"]
+PHASES = ["train.phases=[{steps: 3}, {}]"]
 # the mark of step 4, which a run with a checkpoint at 2 goes back from, and the rows that are then in quarantine
 POISON, ROWS = TOKENS[4], (2 * BATCH, 4 * BATCH)
 
@@ -52,6 +53,8 @@ def more_cases(rank: int, words: list[str], carried: list[str], runs: Path) -> d
         "branch": case(words, "branch", *BACK, f"branch_from={runs / 'back' / 'checkpoints' / 'step-2'}", poison={POISON: NAN}),
         "twice": case(words, "twice", *BACK, poison={POISON: NAN, TOKENS[5]: NAN}),
         "early": case(words, "early", *BACK, poison={TOKENS[2]: NAN}),
+        "phased never": case(words, "phased never", *PHASES, without=(3 * BATCH, 4 * BATCH)),
+        "phased back": case(words, "phased back", *PHASES, *BACK, poison={POISON: NAN}),
         "carried never": case(carried, "carried never", without=ROWS),
         "carried back": case(carried, "carried back", *BACK, poison={POISON: NAN}),
     }
@@ -191,6 +194,14 @@ def test_carried_states_start_afresh_behind_the_window(more_said: Any, manifests
     assert [rank["carried back"] for rank in each] == [f"step {STEPS}"] * 2
     same(runs / "carried back", runs / "carried never")
     named(runs / "carried back", manifests["contiguous"])
+
+
+@pytest.mark.slow
+def test_a_phase_goes_back_to_its_border(more_said: Any) -> None:
+    each, runs = more_said
+    assert [rank["phased back"] for rank in each] == [f"step {STEPS}"] * 2
+    same(runs / "phased back", runs / "phased never")
+    assert [line["checkpoint"] for line in lines(runs / "phased back")] == [3]
 
 
 @pytest.mark.slow
