@@ -13,7 +13,6 @@ runs/NAME/  config.yaml       resolved; resuming needs no other file
 import json
 import os
 import platform
-import shutil
 import subprocess
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import metadata
@@ -140,7 +139,8 @@ class RunFolder:
         write_text(self.config, to_yaml(config))
         write_text(self.versions, json.dumps(versions(), indent=1) + "\n")
         if not self.tokenizer.is_file():
-            shutil.copyfile(manifest.tokenizer_path, self.tokenizer)
+            # whole or not at all: later starts keep what is there
+            write_text(self.tokenizer, manifest.tokenizer_path.read_text())
 
 
 def read_config(path: Path) -> RunConfig:

@@ -55,7 +55,7 @@ class Saver:
         # on the first rank: the last checkpoint's, which may go on until the next save
         self._publishing: Future[None] | None = None
         if world.first:
-            files.remove_leftovers(run.checkpoints)
+            files.tidy(run.checkpoints)
         world.barrier()
 
     def save(
