@@ -4,7 +4,7 @@ checkpoints/step-N/  weights/rank-R.safetensors    slices of the float32 weights
                      optimizer/rank-R.safetensors  slices of the optimizer's states
                      rng-R.safetensors             each rank's generators
                      carried-R.safetensors         each rank's states, under `contiguous` packing
-                     progress.json                 step, tokens, phase, data position, ranks, ZeRO stage, schedule, versions
+                     progress.json                 step, tokens, phase, data position, quarantine, bad steps, schedule, versions
                      config.yaml, tokenizer.json, files.json (sizes and hashes of all these)
 
 A checkpoint is written under a temporary name, closed by `files.json` (size and xxh3 of every file) and renamed; `latest` is
