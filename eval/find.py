@@ -107,7 +107,7 @@ def _load_checkpoint(checkpoint: Path, reading: Reading) -> tuple[LanguageModel,
     batch = config.train.batch
     model = BraidModel(decoder, info.tokenizer, data.sequence_length)
     # of a run with phases as many tokens, as if all were read in the last one's order
-    return model, data, Trained(data, config.seed, batch, info.tokens // data.sequence_length)
+    return model, data, Trained(data, config.seed, batch, info.tokens // data.sequence_length, info.quarantine)
 
 
 def _load_hugging_face(folder: Path, reading: Reading) -> tuple[LanguageModel, DataConfig | None, None]:

@@ -28,7 +28,9 @@ from llm.parallel.plan import choose, sent, sent_back
 from llm.train.config import RunConfig, check_ranks, load_config, micro_batch_of, naming
 from llm.train.phases import Phase, phases_of
 from llm.train.precision import casts_model
+from llm.train.quarantine import read_records, said
 from llm.train.rehearsal import Rehearsal, rehearse
+from llm.train.run_folder import RunFolder
 from llm.train.teacher import teacher_config
 
 RANKS = "ranks="
@@ -59,6 +61,8 @@ def main(argv: list[str] | None = None) -> int:
         Console().print(in_turn(phases, rehearsals))
         Console().print(f"in phase {phase.number}:", highlight=False)
     Console().print(table(config))
+    for sentence in said(read_records(RunFolder.of(config).report)):
+        Console().print(sentence, highlight=False)
     if config.parallel.sequence > 1:
         Console().print(crossings(config))
     Console().print(memory(config, ranks, rehearsal))

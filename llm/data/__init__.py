@@ -3,6 +3,7 @@
 from llm.data.batch import Batch, Batches, HeldOutBatches
 from llm.data.config import DataConfig
 from llm.data.manifest import Manifest
+from llm.data.quarantine import Quarantine
 from llm.data.remote import CacheConfig
 from llm.data.stream import Document, TokenStream, cut_of, documents
 from llm.data.tape import NOT_SCORED
@@ -18,6 +19,7 @@ __all__ = [
     "Document",
     "HeldOutBatches",
     "Manifest",
+    "Quarantine",
     "TokenStream",
     "cut_of",
     "documents",

@@ -93,6 +93,15 @@ class TokenStream:
         """int64: which time its source is read at each index, from 0."""
         return np.array([place.epoch for place in self.order.places(np.asarray(indices))], dtype=np.int64)
 
+    def documents(self, indices: np.ndarray) -> dict[str, set[int]]:
+        """By shard, the numbers of the documents that rows have tokens of; where a row was substituted, of the damaged one."""
+        found: dict[str, set[int]] = {}
+        for place in self.order.places(np.asarray(indices)):
+            for span in place.spans:
+                for shard, documents in self._by_source[place.source].documents(span):
+                    found.setdefault(shard, set()).update(documents)
+        return found
+
     def repetitions(self, rows: int) -> list[str]:
         """A warning for each source that is read too often up to index `rows`."""
         return self.order.repetitions(rows)

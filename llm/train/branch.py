@@ -36,6 +36,17 @@ def check_branch(config: RunConfig) -> None:
         )
 
 
+def starting_point(config: RunConfig, folder: RunFolder, world: World) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint of a run, or the one that it branches from; None: there is none. And what was passed over.
+
+    All ranks call it together. Raises CheckpointError.
+    """
+    checkpoint, passed_over = newest_whole(folder.checkpoints, world)
+    if checkpoint is None and config.branch_from is not None:
+        return branch_point(config.branch_from, world)
+    return checkpoint, passed_over
+
+
 def _step(path: Path) -> int:
     """Of a checkpoint, or of a run's newest one."""
     progress = path / files.PROGRESS

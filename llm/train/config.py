@@ -92,6 +92,11 @@ class TrainConfig:
         self.evaluate.check("train.evaluate")
         self.bad_steps.check("train.bad_steps")
         self.distill.check("train.distill")
+        if self.bad_steps.then == "rollback" and not self.checkpoint_every:
+            raise ConfigError(
+                "train.bad_steps.then (rollback) goes back to a checkpoint, and train.checkpoint_every (0) makes none before the "
+                "end; set train.checkpoint_every, or train.bad_steps.then=stop"
+            )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The train loop: batches -> micro-steps -> optimizer step -> metrics -> validation -> checkpoint."""
 
 import gc
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -10,37 +9,36 @@ from typing import Any
 
 import torch
 
-from llm.data import Batch, Batches, HeldOutBatches, Manifest
+from llm.data import Batches, HeldOutBatches, Manifest
 from llm.errors import DataError
-from llm.train.bad_steps import BadSteps, BadStepsError, append
-from llm.train.branch import branch_point
+from llm.train.bad_steps import BadSteps
+from llm.train.branch import starting_point
 from llm.train.carried import Carried
-from llm.train.checkpoint import load_checkpoint, newest_whole
+from llm.train.checkpoint import load_checkpoint
 from llm.train.checkpoint_files import name_of
 from llm.train.config import RunConfig, data_ranks, micro_batch_of, repeated_reductions
-from llm.train.diagnosis import diagnose, said
 from llm.train.engine import create_engine, optimizer_step
 from llm.train.exits import DONE, STOPPED, Outcome
-from llm.train.fragments import to_save
 from llm.train.grid import leave, place, sequence_ranks, unscored_rows
 from llm.train.guard import PATIENCE, Guard
 from llm.train.init_from import start_from
 from llm.train.metrics import Meter, Writer, create_meter, read_metrics
 from llm.train.phases import Phase, Start, start_of
 from llm.train.plot import plot_loss
+from llm.train.quarantine import Record, known, quarantine_of, said
+from llm.train.rollback import bad_step, save
 from llm.train.run_folder import RunFolder
 from llm.train.save import Saver
 from llm.train.scheduled import Evaluation
 from llm.train.sent import Sent
 from llm.train.validate import held_out_batches, validate
-from llm.train.whole_file import write_text
 from llm.train.world import World, say
 
 
 @dataclass
 class Run:
     """All that the loop holds. carried: states from step to step, if they are. held_out: None when the dataset has no validation
-    split. evaluate: what `train.evaluate` asks for. writer: on the first rank.
+    split. evaluate: what `train.evaluate` asks for. writer: on the first rank. quarantine: rows that are never read, and why.
     """
 
     phase: Phase
@@ -57,6 +55,7 @@ class Run:
     saver: Saver
     guard: Guard
     bad_steps: BadSteps
+    quarantine: list[Record]
     step: int
 
     @property
@@ -78,15 +77,13 @@ def train(
     The process group is up, phases are checked, their precision resolved. manifests, evaluations: of each phase.
     Raises DataError, CheckpointError.
     """
-    config, bad = phases[0].config, BadSteps(phases[0].config.train.bad_steps)
+    config = phases[0].config
     while True:
-        checkpoint, passed_over = newest_whole(folder.checkpoints, world)
-        if checkpoint is None and config.branch_from is not None:
-            checkpoint, passed_over = branch_point(config.branch_from, world)
+        checkpoint, passed_over = starting_point(config, folder, world)
         say(world, *passed_over)
         start = start_of(phases, manifests, checkpoint)
         number = start.phase.number
-        outcome = train_phase(start, folder, world, manifests[number], guard, evaluations[number], bad)
+        outcome = train_phase(start, folder, world, manifests[number], guard, evaluations[number])
         if outcome.status != DONE or outcome.step == config.train.steps:
             return outcome
         guard.beat(outcome.step + 1, "the next phase", PATIENCE)
@@ -96,22 +93,16 @@ def train(
 
 
 def train_phase(
-    start: Start,
-    folder: RunFolder,
-    world: World,
-    manifest: Manifest,
-    guard: Guard,
-    evaluate: Evaluation | None,
-    bad: BadSteps,
+    start: Start, folder: RunFolder, world: World, manifest: Manifest, guard: Guard, evaluate: Evaluation | None
 ) -> Outcome:
     """To the end of a phase, or until a rank is to stop."""
     phase, stream, checkpoint = start.phase, start.stream, start.checkpoint
-    config = phase.config
+    config, progress = phase.config, {}
     ranks = sequence_ranks(config, world)
     engine = create_engine(config, world, ranks, folder)
     if checkpoint is not None:
         began = time.perf_counter()
-        load_checkpoint(engine, checkpoint, world)
+        progress = load_checkpoint(engine, checkpoint, world)
         say(world, f"resuming from {checkpoint}, loaded in {time.perf_counter() - began:.1f} s")
     elif config.init_from is not None:
         say(world, f"starting from the weights of {start_from(engine, config, folder, world)}")
@@ -120,9 +111,16 @@ def train_phase(
     last_row = start.began[-1] + (phase.last - phase.first) * config.train.batch
     say(world, *stream.repetitions(last_row), *unscored_rows(config, world.size))
     say(world, *repeated_reductions(config, world.size))
+    lines, bad = known(folder, checkpoint, progress, world), BadSteps(config.train.bad_steps)
+    bad.restore(progress.get("bad_steps", {}))
+    if start.step == phase.first:
+        # what was usual under other data or another context is not here
+        bad.spikes.restore({})
+    say(world, *said(lines))
     rank, part = place(config, world)
     readers, micro_batch = data_ranks(config, world.size), micro_batch_of(config, world.size)
-    batches = Batches(stream, config.train.batch, rank, readers, micro_batch, start.consumed, part)
+    quarantine = quarantine_of(lines, stream.identity())
+    batches = Batches(stream, config.train.batch, rank, readers, micro_batch, start.consumed, part, quarantine)
     saver = Saver(folder, config, world, phase, start.began)
     try:
         writer = Writer(folder, config.train.steps, start.step, config.train.tensorboard) if world.first else None
@@ -131,7 +129,7 @@ def train_phase(
         if carried is not None and checkpoint is not None and start.same_states:
             carried.load(checkpoint, world)
         meter, sent = create_meter(phase, world), Sent(world, ranks)
-        parts = phase, folder, world, engine, batches, carried, held_out, evaluate, meter, sent, writer, saver, guard, bad
+        parts = phase, folder, world, engine, batches, carried, held_out, evaluate, meter, sent, writer, saver, guard, bad, lines
         outcome = loop(Run(*parts, start.step))
         engine.destroy()
         leave(ranks)
@@ -164,17 +162,23 @@ def loop(run: Run) -> Outcome:
         stop.check_time(slowest * (settings.log_every if run.world.device.type == "cuda" else 1), run.saver.longest)
         reason = stop.reason
         votes, copied = (reason is not None, stop.out_of_time, *run.saver.votes()), run.saver.copied
+        limits = run.bad_steps.limits(run.step)
         run.guard.beat(run.step, "the update", patience)
         with run.sent:
-            result = optimizer_step(run.engine, micro_batches, lr, settings.clip, run.world, votes, run.carried, copied, run.step)
+            result = optimizer_step(
+                run.engine, micro_batches, lr, settings.clip, run.world, votes, run.carried, copied, run.step, limits
+            )
         run.meter.add(result, data_wait)
         saving = last or due(run.step, settings.checkpoint_every)
         logging = saving or due(run.step, settings.log_every)
         # a GPU is asked only where the loop waits for it anyway; the host's own tensors cost nothing to read
         stops, late, written, failed = result.votes.tolist() if logging or run.world.device.type == "cpu" else (0, 0, 0, 0)
         run.saver.settle(written, failed)
-        if result.bad:
-            left_out(run, micro_batches)
+        if not result.bad:
+            run.bad_steps.good(result.loss, result.grad_norm)
+        elif bad_step(run, micro_batches, result):
+            # at an earlier step, with the data behind
+            continue
         stopping = stops > 0
         validating = last or due(run.step, settings.validate_every)
         evaluating = run.evaluate is not None and due(run.step, settings.evaluate.every)
@@ -182,8 +186,7 @@ def loop(run: Run) -> Outcome:
             report(run, lr, validating, evaluating)
         if saving or stopping:
             run.guard.beat(run.step, "a checkpoint", PATIENCE)
-            held = to_save(run.engine, run.world.rank, run.world.size)
-            run.saver.save(held, run.step, run.batches.state(), run.carried, last=last or stopping)
+            save(run, last=last or stopping)
         if stopping and run.step < settings.steps:
             outcome = stopped(run, reason, late > 0)
             break
@@ -195,30 +198,6 @@ def loop(run: Run) -> Outcome:
     if run.writer is not None:
         run.writer.close()
     return outcome
-
-
-def left_out(run: Run, micro_batches: list[Batch]) -> None:
-    """Tell of a bad step. Raises BadStepsError, with a checkpoint and a diagnosis, when it is one too many."""
-    rows = run.batches.consumed - run.config.train.batch, run.batches.consumed
-    if run.world.first:
-        append(run.folder.report, run.step, rows)
-    say(run.world, f"step {run.step} is left out: its gradient is not finite, weights and optimizer stay as they were")
-    if not run.bad_steps.too_many(run.step):
-        return
-    run.guard.beat(run.step, "the diagnosis", PATIENCE)
-    where = run.saver.save(
-        to_save(run.engine, run.world.rank, run.world.size), run.step, run.batches.state(), run.carried, last=True
-    )
-    found = diagnose(run.engine, micro_batches, run.carried, run.world)
-    path = run.folder.report / f"bad_step_{run.step}.json"
-    if run.world.first:
-        write_text(path, json.dumps({"step": run.step, "rows": rows, **found}, indent=1) + "\n")
-    settings = run.config.train.bad_steps
-    raise BadStepsError(
-        f"step {run.step} is one more with a gradient that is not finite than train.bad_steps.skip ({settings.skip}) allows in "
-        f"{settings.window} steps; first not finite: {said(found)} ({path}); saved in {where}, with weights that are: lower the "
-        f"rate or mend the data of rows {rows[0]} to {rows[1] - 1}, then go on with `pretrain.py {run.folder.path}`"
-    )
 
 
 def stopped(run: Run, reason: str | None, out_of_time: bool) -> Outcome:
@@ -235,6 +214,8 @@ def report(run: Run, lr: float, validating: bool, evaluating: bool) -> None:
     if run.config.data.on_corrupt == "substitute":
         # damaged sequences that other ones stand for, of all ranks since this start
         record["substituted"] = run.world.sum(torch.tensor(run.batches.stream.substituted, device=run.world.device)).item()
+    if run.quarantine:
+        record |= {"rollbacks": len(run.quarantine), "quarantined_sequences": len(run.batches.quarantine)}
     if validating and run.held_out is not None:
         record |= validate(run.engine, run.held_out, run.world, lambda: run.guard.beat(run.step, "validation", PATIENCE))
     if evaluating and run.evaluate is not None:
@@ -244,7 +225,9 @@ def report(run: Run, lr: float, validating: bool, evaluating: bool) -> None:
         return
     run.writer.write(record)
     if validating:
-        plot_loss(read_metrics(run.folder), run.folder.report / "loss.png", run.config.name)
+        tokens_per_step = run.config.train.batch * run.config.data.sequence_length
+        rollbacks = [record["checkpoint"] * tokens_per_step for record in run.quarantine]
+        plot_loss(read_metrics(run.folder), run.folder.report / "loss.png", run.config.name, rollbacks)
 
 
 def due(step: int, every: int) -> bool:

@@ -29,9 +29,10 @@ class Meter:
 
     def __init__(self, world: World, phase: Phase, flops_per_token: float, peak_flops: float):
         self.world, self.phase, self.flops_per_token, self.peak_flops = world, phase, flops_per_token, peak_flops
-        self._restart()
+        self.restart()
 
-    def _restart(self) -> None:
+    def restart(self) -> None:
+        """Forget what was summed."""
         self.loss_sum: Tensor | float = 0.0
         self.z_sum: Tensor | float = 0.0
         self.scored: Tensor | float = 0.0
@@ -70,7 +71,7 @@ class Meter:
             record["bad_steps"] = self.bad
         if isinstance(self.z_sum, Tensor):
             record["log_z_squared"] = float(self.world.sum(self.z_sum)) / max(1.0, float(self.scored))
-        self._restart()
+        self.restart()
         return record
 
     def skip(self) -> None:

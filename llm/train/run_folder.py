@@ -7,15 +7,14 @@ runs/NAME/  config.yaml       resolved; resuming needs no other file
             versions.json     of packages, and the state of git
             outcome.json      how the last start ended (llm/train/exits.py)
             heartbeat/        where each rank is;  stacks/  of ranks that hung (llm/train/guard.py)
-            report/           loss.png, parameters.json, bad_steps.jsonl, eval-*.json;  tensorboard/
+            report/           loss.png, parameters.json, bad_steps.jsonl, quarantine.jsonl, eval-*.json;  tensorboard/
 """
 
 import json
 import os
 import platform
-import shutil
 import subprocess
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from llm.train.config import RunConfig, build_config
 from llm.train.phases import newest_step, phases_of
 from llm.train.schedule import ScheduleConfig
 from llm.train.scheduled import EvaluateConfig
+from llm.train.spikes import SpikeConfig
 from llm.train.whole_file import write_text
 
 # Settings that change nothing of what is computed, but for the order of sums: they may differ when a run goes on.
@@ -58,6 +58,7 @@ FREE = {
     "train.max_minutes",
     "train.hang_minutes",
     *(f"train.bad_steps.{field.name}" for field in fields(BadStepsConfig)),
+    *(f"train.bad_steps.spike.{field.name}" for field in fields(SpikeConfig)),
 }
 # Settings that a run may go on with changed, or branch off with: what lies ahead, not what was computed.
 AHEAD = {"train.steps", *(f"train.schedule.{field.name}" for field in fields(ScheduleConfig))}
@@ -113,7 +114,8 @@ class RunFolder:
         if not self.config.is_file():
             self._check_place()
             return []
-        old = self.read_config()
+        # the folder may have been renamed since
+        old = replace(self.read_config(), name=config.name)
         differing = differences_until(old, config, newest_step(self.checkpoints))
         if differing:
             raise ConfigError(
@@ -137,7 +139,8 @@ class RunFolder:
         write_text(self.config, to_yaml(config))
         write_text(self.versions, json.dumps(versions(), indent=1) + "\n")
         if not self.tokenizer.is_file():
-            shutil.copyfile(manifest.tokenizer_path, self.tokenizer)
+            # whole or not at all: later starts keep what is there
+            write_text(self.tokenizer, manifest.tokenizer_path.read_text())
 
 
 def read_config(path: Path) -> RunConfig:

@@ -55,15 +55,21 @@ class Saver:
         # on the first rank: the last checkpoint's, which may go on until the next save
         self._publishing: Future[None] | None = None
         if world.first:
-            files.remove_leftovers(run.checkpoints)
+            files.tidy(run.checkpoints)
         world.barrier()
 
     def save(
-        self, held: list[Fragment], step: int, data: dict[str, Any], carried: Carried | None = None, last: bool = False
+        self,
+        held: list[Fragment],
+        step: int,
+        data: dict[str, Any],
+        carried: Carried | None = None,
+        last: bool = False,
+        verdicts: dict[str, Any] | None = None,
     ) -> Path:
         """Begin `checkpoints/step-N`; it is there on return where it is the last, or `train.checkpoint_async` is off.
 
-        held: what this rank saves. data: the position of the data stream.
+        held: what this rank saves. data: the position of the data stream. verdicts: on steps so far, by what came of them.
 
         Raises:
             CheckpointError: this checkpoint, or the one before it, cannot be written.
@@ -71,7 +77,7 @@ class Saver:
         began = time.perf_counter()
         self.finish()
         self._step = step
-        texts = self._texts(step, data) if self.world.first else {}
+        texts = self._texts(step, data, verdicts or {}) if self.world.first else {}
         self._copied.clear()
         waits = last or not self.config.train.checkpoint_async
         # a copy also where tensors are on a GPU, from which they come fastest into this memory
@@ -177,7 +183,7 @@ class Saver:
             shards[files.carried_of(rank)] = Shard(carried.tensors(), {})
         return shards
 
-    def _texts(self, step: int, data: dict[str, Any]) -> dict[str, str]:
+    def _texts(self, step: int, data: dict[str, Any], verdicts: dict[str, Any]) -> dict[str, str]:
         """The small files, which the first rank writes."""
         train, parallel, tokens = self.config.train, self.config.parallel, self.config.data.sequence_length
         progress = {
@@ -192,6 +198,7 @@ class Saver:
             "precision": train.precision,
             "schedule": {"steps": train.steps, "batch": train.batch, "sequence_length": tokens, **asdict(train.schedule)},
             "versions": json.loads(self.run.versions.read_text()),
+            **verdicts,
         }
         return {
             files.PROGRESS: json.dumps(progress, indent=1) + "\n",

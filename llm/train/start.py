@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from llm.train.branch import check_branch
 from llm.train.checkpoint_files import FILES, checkpoints
 from llm.train.config import RunConfig, load_config, naming
 from llm.train.exits import Outcome
+from llm.train.failures import LostRanks, in_words
 from llm.train.guard import Guard
 from llm.train.init_from import check_source
 from llm.train.phases import check_phases, manifests_of, newest_step, phases_of
@@ -60,6 +62,8 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
     if world.first and config.init_from is not None and not checkpoints(folder.checkpoints):
         check_source(config)
     share_cores(world.device)
+    # torch begins anywhere; a checkpoint brings its own
+    torch.manual_seed(config.seed + world.rank)
     quiet()
     from llm.train.loop import train
 
@@ -88,10 +92,19 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
         if world.first:
             outcome.write()
         return outcome
-    except BraidError as error:
-        # the rank that knows, which may not be the first
-        Outcome(error.status, guard.done, str(error), str(folder.path)).write()
-        raise
+    except (BraidError, OSError, RuntimeError) as error:
+        known = in_words(error, folder, world.rank, guard.done)
+        if known is None:
+            raise
+        if not isinstance(known, LostRanks):
+            # the rank that knows, which may not be the first
+            Outcome(known.status, guard.done, str(known), str(folder.path)).write()
+        elif not world.first:
+            # which may be the one that is gone
+            print(f"error: {known}", file=sys.stderr, flush=True)
+        if known is error:
+            raise
+        raise known from error
     finally:
         if connected:
             world.close()
