@@ -1,7 +1,7 @@
 """For job scripts: does a run start, and does it start again?
 
-`again.py begin RUN` prints `go START`, or `done` or `stop`. `again.py end RUN --start START --status STATUS` writes down how that start
-ended and prints what comes next: `done`; `again SECONDS`, in this job; `later`, in another; or `stop`. Why is said on stderr.
+`again.py begin RUN` prints `go START`, or `done` or `stop`. `again.py end RUN --start START --status STATUS` writes down how that
+start ended and prints what comes next: `done`; `again SECONDS`, in this job; `later`, in another; or `stop`. Why is said on stderr.
 """
 
 import sys

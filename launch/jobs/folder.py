@@ -54,6 +54,11 @@ class JobFolder:
         return self.path / "logs"
 
     @property
+    def begun(self) -> bool:
+        """Whether a start was made."""
+        return any(self.logs.glob("*-*/"))
+
+    @property
     def bad_nodes(self) -> list[str]:
         path = self.path / "bad-nodes.txt"
         return sorted({line.strip() for line in path.read_text().splitlines() if line.strip()}) if path.is_file() else []

@@ -1,4 +1,4 @@
-"""The script that sbatch gets: options and settings of a site above `slurm/*.sbatch`, which is the same for every run from its line on."""
+"""The script that sbatch gets: a site's options and settings, above what `slurm/*.sbatch` says the same for every run."""
 
 import shlex
 from collections.abc import Mapping, Sequence

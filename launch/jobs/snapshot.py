@@ -13,7 +13,7 @@ PACKAGES, BESIDE = ("data_prep", "eval", "launch", "llm"), ("configs", "slurm")
 
 
 def freeze(folder: Path) -> None:
-    """Packages, configs and scripts into `folder`, which must not exist; `git.json` and `changes.diff` say what they are."""
+    """Packages, configs and scripts into `folder`, in place of what is there; `git.json` and `changes.diff` say what they are."""
     building = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
@@ -24,6 +24,7 @@ def freeze(folder: Path) -> None:
     (building / FROZEN).write_text(json.dumps(state, indent=1) + "\n")
     if state is not None:
         (building / "changes.diff").write_bytes(_git("diff", "--binary", "HEAD"))
+    shutil.rmtree(folder, ignore_errors=True)
     building.replace(folder)
 
 

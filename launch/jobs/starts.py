@@ -47,7 +47,7 @@ def begin(folder: JobFolder, place: Place) -> tuple[Word | None, str]:
 
 
 def end(folder: JobFolder, start: str, status: int, asked: str | None, place: Place, limits: Limits) -> Verdict:
-    """Write down how a start ended, and judge what is next. status: of the step; asked: the signal that the job got, or CANCELLED."""
+    """Write down how a start ended, and judge what is next. status: of the step; asked: the job's signal, or CANCELLED."""
     ended = told(folder, start, status, asked)
     ends = [*(end_in(line) for line in read_lines(folder.starts)), ended]
     verdict = judge(ends, limits, CANCELLED if folder.stop.exists() else asked)

@@ -11,11 +11,13 @@ from launch.jobs.site import Site
 from launch.jobs.snapshot import freeze
 from llm.config import to_yaml
 from llm.errors import ConfigError
-from llm.train.config import check
+from llm.train.config import RunConfig, check
 from llm.train.exits import Outcome
 from llm.train.run_folder import RunFolder
 from llm.train.start import plan
 from llm.train.whole_file import write_text
+
+PRETRAIN = Task("pretrain")
 
 
 def submit(words: Sequence[str], site: Site, after: str | None = None) -> list[str]:
@@ -26,14 +28,14 @@ def submit(words: Sequence[str], site: Site, after: str | None = None) -> list[s
     Raises:
         ConfigError, DataError: what the run's config, its data or SLURM refuse.
     """
-    folder, task = prepared(words, site)
-    busy = slurm.queued(job_name(folder, task))
+    config, folder = prepared(words, site)
+    busy = slurm.queued(job_name(folder, PRETRAIN))
     if busy:
         raise ConfigError(
             f"{folder.path} is in the queue already (job {busy[0].job}, {busy[0].state}); `braid-submit cancel` ends it"
         )
-    write(words, folder, site)
-    return queue(folder, site, task, after)
+    write(config, folder, site)
+    return queue(folder, site, PRETRAIN, after)
 
 
 def submit_task(folder: JobFolder, site: Site, task: Task, after: str | None = None) -> str:
@@ -46,29 +48,24 @@ def submit_task(folder: JobFolder, site: Site, task: Task, after: str | None = N
 
 def script(words: Sequence[str], site: Site) -> str:
     """The script that `submit` queues; nothing is written. Raises as it does."""
-    folder, task = prepared(words, site)
-    return render(site, folder, task, Path.cwd(), folder.bad_nodes)
+    _, folder = prepared(words, site)
+    return render(site, folder, PRETRAIN, Path.cwd(), folder.bad_nodes)
 
 
-def prepared(words: Sequence[str], site: Site) -> tuple[JobFolder, Task]:
-    """The run's folder and its job, checked as the run itself does. Raises ConfigError, DataError."""
+def prepared(words: Sequence[str], site: Site) -> tuple[RunConfig, JobFolder]:
+    """The run, checked as it does itself when it starts. Raises ConfigError, DataError."""
     config, run = plan(words)
     check(config, site.nodes * site.ranks, config.data.load_manifest())
     run.check_same(config)
-    # a new run's words are in its config; of one that goes on, those ahead are given to every start
-    ahead = [word for word in words if "=" in word] if Path(words[0]).is_dir() else []
-    return JobFolder(run.path.absolute()), Task("pretrain", ahead)
+    return config, JobFolder(run.path.absolute())
 
 
-def write(words: Sequence[str], folder: JobFolder, site: Site) -> None:
-    """The run folder as jobs need it: config, site, frozen program; and no word of an end any more."""
-    config, _ = plan(words)
-    run = RunFolder(folder.path)
+def write(config: RunConfig, folder: JobFolder, site: Site) -> None:
+    """The run folder as jobs need it: config, site, frozen program, and no word of an end any more."""
     folder.logs.mkdir(parents=True, exist_ok=True)
-    if not run.config.is_file():
-        write_text(run.config, to_yaml(config))
+    write_text(RunFolder(folder.path).config, to_yaml(config))
     write_text(folder.site, to_yaml(site))
-    if not folder.code.is_dir():
+    if not folder.begun or not folder.code.is_dir():
         freeze(folder.code)
     folder.stop.unlink(missing_ok=True)
     Outcome(None, 0, "submitted", str(folder.path)).write()

@@ -20,8 +20,8 @@ class StopRequest:
     """True once this rank wants to stop. As a context it handles signals: each sets the flag and nothing more, so that a second one
     cannot break the save that the first asked for. The former handlers come back at the end.
 
-    minutes: the time budget from `began` (time.monotonic), or None; the environment's BRAID_DEADLINE may end it earlier. reason: why,
-    once it is true. out_of_time: it is the budget.
+    minutes: the time budget from `began` (time.monotonic), or None; the environment's BRAID_DEADLINE may end it earlier. reason:
+    why, once it is true. out_of_time: it is the budget.
     """
 
     def __init__(self, minutes: float | None = None, began: float | None = None) -> None:

@@ -128,7 +128,7 @@ class Cluster:
         done = subprocess.run(
             ["sinfo", "-h", "-N", "-p", "main", "-o", "%N %T"], env=self.environment, capture_output=True, text=True, check=False
         )
-        return {name: state for name, state in (line.split() for line in done.stdout.splitlines())}
+        return dict(re.findall(r"^(\S+) (\S+)$", done.stdout, re.MULTILINE))
 
     def job(self, job: str) -> dict[str, str]:
         """What `scontrol show job` says, field by field."""
