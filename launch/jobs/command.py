@@ -70,7 +70,7 @@ def _resume(words: Sequence[str]) -> int:
 
 
 def _status(words: Sequence[str]) -> int:
-    Console(highlight=False, soft_wrap=True).print(status(_folder(words)))
+    Console(highlight=False).print(status(_folder(words)))
     return 0
 
 
