@@ -1,6 +1,7 @@
 """Without SLURM: `braid-supervise --run` over `deepspeed --hostfile`, whose ranks a local sshd starts on two addresses."""
 
 import getpass
+import json
 import os
 import shutil
 import signal
@@ -85,13 +86,10 @@ def test_a_run_on_the_hosts_of_a_hostfile(sshd: dict[str, str], manifest: Manife
     first = supervised("first")
     try:
         reach(30, first, "first")
-        ranks = [p for p in psutil.process_iter() if str(run.parent) in " ".join(_line(p)) and "--local_rank=0" in _line(p)]
-        below = {process.pid for process in psutil.Process(first.pid).children(recursive=True)}
-        elsewhere = [
-            p for p in ranks if p.pid not in below and "launch" not in " ".join(_line(p)[:4]).replace("launch/pretrain", "")
-        ]
-        assert len(elsewhere) == 2
-        elsewhere[1].send_signal(signal.SIGKILL)
+        # no process below the supervisor
+        rank = json.loads((run / "heartbeat" / "rank-1.json").read_text())["pid"]
+        assert rank not in {process.pid for process in psutil.Process(first.pid).children(recursive=True)}
+        os.kill(rank, signal.SIGKILL)
         wait_until(lambda: len(lines(run / "starts.jsonl")) == 1, 150, lambda: (tmp_path / "first").read_text())
         reach(120, first, "first")
         first.send_signal(signal.SIGTERM)
@@ -104,10 +102,3 @@ def test_a_run_on_the_hosts_of_a_hostfile(sshd: dict[str, str], manifest: Manife
     second = supervised("second")
     assert second.wait(200) == 0, (tmp_path / "second").read_text()
     assert_same_weights(run, undisturbed(tmp_path / "alone", words[:-1], 2), STEPS)
-
-
-def _line(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []

@@ -78,14 +78,9 @@ def test_versions_of_a_frozen_program_are_those_it_was_frozen_from(words, queue,
     submit(words, load_site("site.yaml"))
     code = tmp_path / "runs" / "tiny" / "code"
     program = "import json; from llm.train.run_folder import versions; print(json.dumps(versions()['git']))"
-    told = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=code,
-        env=os.environ | {"PYTHONPATH": str(code)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    environment = os.environ | {"PYTHONPATH": str(code)}
+    command = [sys.executable, "-c", program]
+    told = subprocess.run(command, cwd=code, env=environment, capture_output=True, text=True, timeout=60, check=True)
     assert json.loads(told.stdout) == json.loads((code / "git.json").read_text())
 
 
