@@ -134,12 +134,12 @@ class Cluster:
         """What `scontrol show job` says, field by field."""
         return dict(re.findall(r"(\S+?)=(\S*)", self.run("scontrol", "show", "job", "-o", job)))
 
-    def wait_for(self, job: str, *states: str, timeout: float = 120) -> dict[str, str]:
+    def wait_for(self, job: str, *states: str, timeout: float = 240) -> dict[str, str]:
         """Until the job is in one of the states. Returns its fields."""
         wait_until(lambda: self.job(job)["JobState"] in states, timeout, f"job {job} is {' or '.join(states)}: {self.job(job)}")
         return self.job(job)
 
-    def start_now(self, job: str, timeout: float = 60) -> None:
+    def start_now(self, job: str, timeout: float = 180) -> None:
         """A requeued job is held back for two minutes: wait until it is queued again, and move its start up."""
         self.wait_for(job, "PENDING", timeout=timeout)
         self.run("scontrol", "update", f"jobid={job}", "StartTime=now")

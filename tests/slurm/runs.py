@@ -38,7 +38,7 @@ class Runs:
 
     def command(self, *words: str) -> str:
         """What `braid-submit` prints. It is awaited for long: it imports torch."""
-        return self.cluster.run(sys.executable, SUBMIT, *words, cwd=self.folder, timeout=120)
+        return self.cluster.run(sys.executable, SUBMIT, *words, cwd=self.folder, timeout=240)
 
     def submit(self, name: str, *words: str) -> str:
         """The id of the (first) job."""
@@ -53,16 +53,16 @@ class Runs:
     def starts(self, name: str) -> list[dict[str, Any]]:
         return lines(self.path(name) / "starts.jsonl")
 
-    def reach(self, name: str, step: int, timeout: float = 150) -> None:
+    def reach(self, name: str, step: int, timeout: float = 300) -> None:
         """Until a record of that step, or a later one, is there."""
         self.until(lambda: [r for r in self.records(name)[-1:] if r["step"] >= step], name, f"step {step}", timeout)
 
-    def end_start(self, name: str, number: int, timeout: float = 150) -> dict[str, Any]:
+    def end_start(self, name: str, number: int, timeout: float = 300) -> dict[str, Any]:
         """Until the start of this number (from 0) has ended; its line."""
         self.until(lambda: len(self.starts(name)) > number, name, f"the end of start {number}", timeout)
         return self.starts(name)[number]
 
-    def done(self, name: str, timeout: float = 200) -> None:
+    def done(self, name: str, timeout: float = 400) -> None:
         self.until(lambda: self.starts(name)[-1:] and self.starts(name)[-1]["verdict"] == "done", name, "its end", timeout)
 
     def until(self, true: Callable[[], Any], name: str, what: str, timeout: float) -> None:

@@ -8,7 +8,7 @@ import pytest
 from tests.slurm.cluster import wait_until
 from tests.slurm.runs import STEPS, Runs, assert_same_weights
 
-pytestmark = [pytest.mark.multirank, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.multirank, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 def warn(runs: Runs, job: str) -> None:
@@ -58,7 +58,7 @@ def test_a_dead_node(runs: Runs, whole: Path) -> None:
     job = runs.submit("run")
     runs.reach("run", 60)
     runs.cluster.kill_node("n2")
-    wait_until(lambda: runs.cluster.job(job)["Restarts"] == "1", 200, lambda: runs.told("run"))
+    wait_until(lambda: runs.cluster.job(job)["Restarts"] == "1", 400, lambda: runs.told("run"))
     runs.cluster.start_node("n2")
     runs.cluster.start_now(job)
     runs.done("run")
@@ -70,7 +70,7 @@ def test_a_stopped_rank(runs: Runs, whole: Path) -> None:
     job = runs.submit("run", "train.hang_minutes=0.5")
     runs.reach("run", 60)
     runs.ranks("run", "n2")[0].send_signal(signal.SIGSTOP)
-    hung = runs.end_start("run", 0, timeout=200)
+    hung = runs.end_start("run", 0, timeout=400)
     assert (hung["status"], hung["verdict"]) == (77, "again")
     assert "none came of rank(s) 1" in hung["sentence"]
     runs.done("run")
@@ -88,7 +88,7 @@ def test_a_chain_of_singletons(runs: Runs, whole: Path) -> None:
     assert [start["job"] for start in runs.starts("run")] == [str(first + k) for k in range(3)]
     # what is left of the chain is taken out of the queue
     runs.cluster.wait_for(str(first + 2), "COMPLETED")
-    runs.cluster.wait_for(str(first + 3), "CANCELLED", timeout=20)
+    runs.cluster.wait_for(str(first + 3), "CANCELLED", timeout=60)
     assert_same_weights(runs.path("run"), whole)
 
 
@@ -96,7 +96,7 @@ def test_the_cap_on_requeues(runs: Runs) -> None:
     job = runs.submit("run", "slurm.max_requeues=1")
     runs.reach("run", 40)
     warn(runs, job)
-    runs.cluster.start_now(job, timeout=100)
+    runs.cluster.start_now(job, timeout=200)
     runs.reach("run", 80)
     warn(runs, job)
     last = runs.end_start("run", 1)
@@ -117,7 +117,7 @@ def test_the_time_limit(runs: Runs) -> None:
 def test_a_run_that_fails_at_one_step_is_given_up(runs: Runs) -> None:
     job = runs.submit("run", "train.checkpoint_every=0", "slurm.same_step=2")
     for _ in range(2):
-        wait_until(lambda: bool(runs.ranks("run", "n1")), 100, lambda: runs.told("run"))
+        wait_until(lambda: bool(runs.ranks("run", "n1")), 200, lambda: runs.told("run"))
         runs.ranks("run", "n1")[0].send_signal(signal.SIGKILL)
         wait_until(lambda: not runs.ranks("run", "n1"), 100, lambda: runs.told("run"))
     assert runs.end_start("run", 1)["verdict"] == "stop"
