@@ -101,7 +101,7 @@ def test_the_cap_on_requeues(runs: Runs) -> None:
     warn(runs, job)
     last = runs.end_start("run", 1)
     assert (last["status"], last["verdict"]) == (75, "stop")
-    assert "queued again 1 times, as often as slurm.max_requeues allows" in runs.told("run")
+    assert "queued again 1 time(s), as often as slurm.max_requeues allows" in runs.told("run")
     runs.cluster.wait_for(job, "FAILED")
 
 
