@@ -139,10 +139,19 @@ class Cluster:
         wait_until(lambda: self.job(job)["JobState"] in states, timeout, f"job {job} is {' or '.join(states)}: {self.job(job)}")
         return self.job(job)
 
-    def start_now(self, job: str, timeout: float = 180) -> None:
-        """A requeued job is held back for two minutes: wait until it is queued again, and move its start up."""
-        self.wait_for(job, "PENDING", timeout=timeout)
-        self.run("scontrol", "update", f"jobid={job}", "StartTime=now")
+    def start_now(self, job: str, restarts: int = 1, timeout: float = 180) -> None:
+        """A requeued job is held back for two minutes: move its start up, until it has started again so often.
+
+        While the old start ends SLURM puts the new one off once more.
+        """
+
+        def begun() -> bool:
+            fields = self.job(job)
+            if fields["JobState"] == "PENDING":
+                self.run("scontrol", "update", f"jobid={job}", "StartTime=now")
+            return fields["JobState"] in ("RUNNING", "COMPLETED") and int(fields["Restarts"]) == restarts
+
+        wait_until(begun, timeout, lambda: f"job {job} runs again: {self.job(job)}")
 
     def clear(self) -> None:
         """End what is in the queue, and bring nodes back."""
