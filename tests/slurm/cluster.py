@@ -13,7 +13,6 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
-from datetime import datetime, timedelta
 from pathlib import Path
 
 import psutil
@@ -150,11 +149,10 @@ class Cluster:
 
         def begun() -> bool:
             fields = self.job(job)
-            if fields["JobState"] == "PENDING" and datetime.fromisoformat(fields["StartTime"]) > datetime.now() + timedelta(
-                seconds=5
-            ):
+            if fields["JobState"] == "PENDING" and fields["Reason"] == "BeginTime":
                 # it may have begun since
                 subprocess.run(["scontrol", "update", f"jobid={job}", "StartTime=now"], env=self.environment, check=False)
+                time.sleep(2)
             return fields["JobState"] in ("RUNNING", "COMPLETED") and int(fields["Restarts"]) == restarts
 
         wait_until(begun, timeout, lambda: f"job {job} runs again: {self.job(job)}")
