@@ -58,6 +58,8 @@ def prepared(words: Sequence[str], site: Site) -> tuple[RunConfig, JobFolder]:
     config, run = plan(words)
     phases = phases_of(config)
     check_phases(phases, site.nodes * site.ranks, manifests_of(phases), newest_step(run.checkpoints))
+    if config.train.precision == "auto" and run.config.is_file():
+        config = replace(config, train=replace(config.train, precision=run.read_config().train.precision))
     run.check_same(config)
     return config, JobFolder(run.path.absolute())
 
