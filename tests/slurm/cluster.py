@@ -13,6 +13,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import psutil
@@ -149,10 +150,11 @@ class Cluster:
 
         def begun() -> bool:
             fields = self.job(job)
-            if fields["JobState"] == "PENDING" and fields["Reason"] == "BeginTime":
+            soon = (datetime.now() + timedelta(seconds=5)).isoformat()
+            # again and again it would never start
+            if fields["JobState"] == "PENDING" and soon < fields["StartTime"] < "Unknown":
                 # it may have begun since
                 subprocess.run(["scontrol", "update", f"jobid={job}", "StartTime=now"], env=self.environment, check=False)
-                time.sleep(2)
             return fields["JobState"] in ("RUNNING", "COMPLETED") and int(fields["Restarts"]) == restarts
 
         wait_until(begun, timeout, lambda: f"job {job} runs again: {self.job(job)}")
