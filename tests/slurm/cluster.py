@@ -145,14 +145,14 @@ class Cluster:
     def start_now(self, job: str, restarts: int = 1, timeout: float = 180) -> None:
         """A requeued job is held back for two minutes: move its start up, until it has started again so often.
 
-        While the old start ends SLURM puts the new one off once more.
+        Not before its former start has ended on all nodes: SLURM would take that end for one of the new start's.
         """
 
         def begun() -> bool:
             fields = self.job(job)
             soon = (datetime.now() + timedelta(seconds=5)).isoformat()
-            # again and again it would never start
-            if fields["JobState"] == "PENDING" and soon < fields["StartTime"] < "Unknown":
+            steps = [process for name in self.nodes for process in self.ranks(name, f"slurmstepd: [{job}.")]
+            if fields["JobState"] == "PENDING" and soon < fields["StartTime"] < "Unknown" and not steps:
                 # it may have begun since
                 subprocess.run(["scontrol", "update", f"jobid={job}", "StartTime=now"], env=self.environment, check=False)
             return fields["JobState"] in ("RUNNING", "COMPLETED") and int(fields["Restarts"]) == restarts
