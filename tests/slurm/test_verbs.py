@@ -25,7 +25,8 @@ def test_from_submission_to_evaluation(runs: Runs) -> None:
     runs.command("cancel", folder)
     cancelled = runs.end_start("run", 0)
     assert (cancelled["status"], cancelled["asked"], cancelled["verdict"]) == (STOPPED, "cancelled", "stop")
-    told = runs.command("status", folder)
+    runs.cluster.wait_for(job, "CANCELLED")
+    told = " ".join(runs.command("status", folder).split())
     assert "none in the queue" in told
     assert "-> stop" in told
     more = cancelled["saved"] + 20
