@@ -103,7 +103,8 @@ def train_phase(
     if checkpoint is not None:
         began = time.perf_counter()
         progress = load_checkpoint(engine, checkpoint, world)
-        say(world, f"resuming from {checkpoint}, loaded in {time.perf_counter() - began:.1f} s")
+        where = f"{checkpoint}, with sequence {start.consumed} of its data"
+        say(world, f"resuming from {where}, loaded in {time.perf_counter() - began:.1f} s")
     elif config.init_from is not None:
         say(world, f"starting from the weights of {start_from(engine, config, folder, world)}")
     if phase.of > 1:

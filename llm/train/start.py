@@ -50,6 +50,7 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
     manifests = manifests_of(phases)
     check_phases(phases, world.size, manifests, newest_step(folder.checkpoints))
     changed = folder.check_same(config)
+    folder.check_stop()
     check_branch(config)
     for phase in phases:
         with naming(phase.number) if phase.number else nullcontext():
@@ -83,14 +84,16 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
             *changed,
             *(map(str, phases) if len(phases) > 1 else ()),
         )
-        # signals count from here on, also between phases
+        # signals count from here on, also between phases, until how it ended is told
         with guard, guard.stop:
             if world.first:
                 Outcome(None, 0, "training", str(folder.path)).write()
             outcome = train(phases, folder, world, manifests, guard, evaluations)
+            if world.first:
+                outcome.write()
+            # a rank that ends with another status than 0 makes its launcher end the others
+            world.barrier()
         say(world, f"{folder.path}: {outcome.sentence}; loss curve in {folder.report / 'loss.png'}")
-        if world.first:
-            outcome.write()
         return outcome
     except (BraidError, OSError, RuntimeError) as error:
         known = in_words(error, folder, world.rank, guard.done)
