@@ -11,11 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from launch.nodes.bad_nodes import NAME, add_bad_nodes
+from launch.nodes.job import in_job, nodes
 from launch.nodes.judge import Finding, judge
 from launch.nodes.limits import Limits
 from launch.nodes.report import FOLDER, Report, read_reports
 from launch.ranks import free_port
-from llm.train.exits import BAD_NODES, DONE, MEND
+from llm.train.exits import DONE, MEND, UNFIT
 
 SCRIPT = Path(__file__).resolve().parents[1] / "health.py"
 # launchers of scripts, to which Python is not named
@@ -31,8 +32,7 @@ def check(run: Path, limits: Limits, start: Sequence[str], ranks: int | None) ->
     except OSError as error:
         return tell([Finding(None, f"run folder {run} cannot be written ({error.strerror}); choose another with runs=FOLDER")], run)
     probe = [str(SCRIPT), str(run.resolve()), "--probe", *_options(limits)]
-    in_job = "SLURM_JOB_ID" in os.environ and "SLURM_STEP_ID" not in os.environ
-    if not start and in_job:
+    if not start and in_job():
         # as many tasks as the job has; one that dies leaves the others to report
         start = ["srun", "--kill-on-bad-exit=0", "--wait=0", "--quit-on-interrupt"]
     if start:
@@ -44,7 +44,8 @@ def check(run: Path, limits: Limits, start: Sequence[str], ranks: int | None) ->
         places = [here | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
         _wait([_local(probe, place) for place in places], limits.seconds)
     reports = read_reports(run)
-    status = tell(judge(reports, _hosts(in_job), limits), run)
+    # elsewhere nobody knows of those that do not answer
+    status = tell(judge(reports, nodes() if in_job() else [], limits), run)
     if status == DONE:
         print(f"health: {_summary(reports)}, {time.monotonic() - began:.1f} s", flush=True)
     return status
@@ -60,7 +61,7 @@ def tell(found: Sequence[Finding], run: Path) -> int:
         hosts = dict.fromkeys(host for host, _ in bad)
         add_bad_nodes(run, bad)
         print(f"health: from now on without {', '.join(hosts)} ({run / NAME}; delete a line to take it again)", file=sys.stderr)
-    return MEND if mend else BAD_NODES if bad else DONE
+    return MEND if mend else UNFIT if bad else DONE
 
 
 def _summary(reports: Sequence[Report]) -> str:
@@ -95,12 +96,3 @@ def _wait(processes: Sequence[subprocess.Popen], seconds: float) -> None:
                 os.killpg(process.pid, number)
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(grace)
-
-
-def _hosts(in_job: bool) -> list[str]:
-    """Every node of the job; elsewhere those that answer."""
-    nodes = os.environ.get("SLURM_JOB_NODELIST") if in_job else None
-    if not nodes:
-        return []
-    command = ["scontrol", "show", "hostnames", nodes]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.split()

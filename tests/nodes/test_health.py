@@ -10,7 +10,7 @@ import pytest
 from launch.nodes.bad_nodes import bad_nodes
 from launch.nodes.report import read_reports
 from llm.testing import free_port
-from llm.train.exits import BAD_NODES, DONE, MEND
+from llm.train.exits import DONE, MEND, UNFIT
 from tests.checkout import ROOT, environment
 
 pytestmark = [pytest.mark.multirank, pytest.mark.timeout(60)]
@@ -45,7 +45,7 @@ def test_a_node_unlike_the_others_and_a_silent_one_are_left_out(tmp_path: Path):
     start = [sys.executable, "-c", START, str(free_port()), str(other.parent)]
     began = time.monotonic()
     done = health(tmp_path / "run", "--run-gb=0.01", "--tmp-gb=0.01", "--link=0.01", "--seconds=15", "--", *start, env=env)
-    assert done.returncode == BAD_NODES, done.stderr
+    assert done.returncode == UNFIT, done.stderr
     assert time.monotonic() - began < 30
     assert "n1: omegaconf (9.9) must be that of 2 other node(s), such as n0" in done.stderr
     assert "n3 did not answer within 15 s" in done.stderr
