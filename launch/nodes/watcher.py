@@ -1,7 +1,7 @@
 """Runs a training command and watches its ranks from outside; ends it when one of them has gone silent.
 
-A rank that hangs in Python is found, and its run ended, by the threads beside the ranks (llm/train/guard.py). What they cannot see is
-a rank that is stopped, a node that is dead, a start that never gets to training, an end that never ends: here those are seen.
+A rank that hangs in Python is found, and its run ended, by the threads beside the ranks (llm/train/guard.py). They cannot see a rank
+that is stopped, a node that is dead, a start that never gets to training, nor an end that never ends.
 """
 
 import signal
@@ -88,7 +88,8 @@ def described(heartbeats: Heartbeats, silent: list[int] | None, patience: Patien
     hosts = sorted({heartbeats.beats[rank].host for rank in silent if rank in heartbeats.beats})
     where = f" on {', '.join(hosts)}" if hosts else ""
     ranks = ", ".join(map(str, silent[:8])) + (f" and {len(silent) - 8} more" if len(silent) > 8 else "")
-    return f"hung: nothing was heard of rank(s) {ranks}{where} for {patience.silence:g} minutes (--silence), after step {heartbeats.step}"
+    minutes = f"{patience.silence:g} minutes (--silence)"
+    return f"hung: nothing was heard of rank(s) {ranks}{where} for {minutes}, after step {heartbeats.step}"
 
 
 def everywhere(run: Path, folder: Path) -> None:
