@@ -20,7 +20,8 @@ sys.path[:] = [
 
 import argparse
 
-from launch.restarts import Limits, Supervisor
+from launch.restarts import Limits
+from launch.supervisor import Supervisor
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""A thread beside each rank's training: it writes a heartbeat, ends a rank that hangs, asks to stop when the launcher is gone.
+"""A thread beside each rank's training: it writes a heartbeat, ends a rank that hangs, asks to stop when that is wanted.
 
     heartbeat/rank-R.json   step, phase, since when, process and host
     heartbeat/rank-R.stack  the same rank's stacks, whenever it gets SIGUSR2
@@ -108,6 +108,9 @@ class Guard:
     def _look(self) -> None:
         beat = self._beat
         limit, since = 60 * beat.limit, beat.since
+        # no signal reaches ranks that run elsewhere, behind a launcher; a file does
+        if self.world.first and self.folder.stop.exists():
+            self.stop.ask(f"{self.folder.stop} is there")
         if self._orphaned is None and any(gone(process) for process in self._launchers):
             self._orphaned = time.monotonic()
             self.stop.ask("its launcher is gone")

@@ -97,8 +97,7 @@ def train(
         meter, sent = create_meter(config, world), Sent(world, ranks)
         bad = BadSteps(config.train.bad_steps)
         run = Run(config, folder, world, engine, batches, carried, held_out, evaluate, meter, sent, writer, saver, guard, bad, step)
-        with guard.stop:
-            return loop(run)
+        return loop(run)
     except DataError as error:
         # the first rank, which speaks for all, may never read the damaged shard
         if not world.first:

@@ -44,6 +44,7 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
     check(config, world.size, manifest)
     config, why = resolved(config, world.device)
     changed = folder.check_same(config)
+    folder.check_stop()
     check_branch(config)
     evaluate = plan_evaluation(config, folder, world) if plan_evaluation and config.train.evaluate.every else None
     if evaluate is None and config.train.evaluate.every:
@@ -69,13 +70,14 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
             why,
             *changed,
         )
-        with guard:
+        # signals until the last checkpoint is written, and how it ended is told
+        with guard, guard.stop:
             if world.first:
                 Outcome(None, 0, "training", str(folder.path)).write()
             outcome = train(config, folder, world, manifest, guard, evaluate)
+            if world.first:
+                outcome.write()
         say(world, f"{folder.path}: {outcome.sentence}; loss curve in {folder.report / 'loss.png'}")
-        if world.first:
-            outcome.write()
         return outcome
     except BraidError as error:
         # the rank that knows, which may not be the first
