@@ -1,8 +1,10 @@
 """`braid-watch RUN [--silence 5] [--start 45] -- COMMAND...` runs a training command and ends it when it hangs.
 
 A rank whose heartbeat stays away for --silence minutes is stopped or dead; so is a run of which none has come --start minutes after
-the command. Then the stacks of all ranks are written into RUN/stacks, all are ended, within a job on every node, and the exit
-status is 77: start again. Otherwise it is the command's. Signals are passed on to the command.
+the command. Then the stacks of all ranks of this machine are written into RUN/stacks, all are ended, and the exit status is 77:
+start again. Otherwise it is the command's. Signals are passed on to it.
+
+Without a command it waits for a hang, prints where stacks belong, and exits with 77: slurm/pretrain.sbatch does the rest.
 """
 
 import sys
@@ -17,7 +19,7 @@ sys.path[:] = [
 import argparse
 
 from launch.nodes.stacks import collect
-from launch.nodes.watcher import Patience, Watcher
+from launch.nodes.watcher import Patience, watch, watched
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--silence", type=float, default=Patience.silence, metavar="MINUTES", help="without a heartbeat of a rank")
     parser.add_argument("--start", type=float, default=Patience.start, metavar="MINUTES", help="until the first heartbeat")
     parser.add_argument("--poll", type=float, default=Patience.poll, metavar="SECONDS", help="between looks")
+    parser.add_argument("--of", type=int, metavar="PID", help="without a command: end, with 0, when this process has")
     parser.add_argument("--collect", type=Path, help=argparse.SUPPRESS)
     words = sys.argv[1:] if argv is None else argv
     split = words.index("--") if "--" in words else len(words)
@@ -34,9 +37,14 @@ def main(argv: list[str] | None = None) -> int:
     if settings.collect:
         collect(settings.run, settings.collect)
         return 0
-    if not command:
-        parser.error("no command; write it behind --")
-    return Watcher(settings.run, command, Patience(settings.silence, settings.start, settings.poll)).run()
+    patience = Patience(settings.silence, settings.start, settings.poll)
+    if command:
+        return watched(settings.run, command, patience)
+    hang = watch(settings.run, patience, settings.of)
+    if hang is None:
+        return 0
+    print(hang.stacks.resolve(), flush=True)
+    return hang.status
 
 
 if __name__ == "__main__":

@@ -14,3 +14,7 @@ class Limits:
     tmp_gb: float = 1.0
     skew: float = 2.0
     link: float = 0.4
+
+    def options(self) -> list[str]:
+        """The words of `launch/health.py` that say the same."""
+        return [f"--{name.replace('_', '-')}={value:g}" for name, value in vars(self).items()]

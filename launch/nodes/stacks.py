@@ -1,7 +1,7 @@
 """Where the ranks of one node are: their stacks, taken from outside, also of those that are stopped.
 
-py-spy reads them without the rank's help. Without it the rank's faulthandler writes them on SIGUSR2 into its `heartbeat/rank-R.stack`;
-a stopped process is continued for that. What the kernel knows, its state and what it waits for, comes first.
+py-spy reads them without the rank's help. Without it the rank's faulthandler writes them on SIGUSR2 into `heartbeat/rank-R.stack`;
+one that is stopped is continued for that. What the kernel knows, its state and what it waits for, comes first.
 """
 
 import json
