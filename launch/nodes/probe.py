@@ -18,6 +18,7 @@ from launch.nodes.judge import RUN_FOLDER
 from launch.nodes.limits import Limits
 from launch.nodes.report import Report
 from launch.ranks import Place
+from llm.train.world import first_of_node
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = ("launch", "llm", "eval", "data_prep")
@@ -44,11 +45,6 @@ def look(place: Place, run: Path, limits: Limits, environment: Mapping[str, str]
 def host_name(environment: Mapping[str, str]) -> str:
     """As SLURM calls the node, which is what can be excluded."""
     return environment.get("SLURMD_NODENAME") or socket.gethostname()
-
-
-def first_of_node(environment: Mapping[str, str]) -> bool:
-    """With a GPU per task, LOCAL_RANK is 0 everywhere; under `srun torchrun`, SLURM_LOCALID is."""
-    return environment.get("LOCAL_RANK", "0") == "0" and environment.get("SLURM_LOCALID", "0") == "0"
 
 
 def code_hash(root: Path) -> str:

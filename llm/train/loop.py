@@ -10,6 +10,7 @@ import torch
 
 from llm.data import Batch, Batches, HeldOutBatches, Manifest, TokenStream
 from llm.errors import ConfigError, DataError
+from llm.ops import compiled
 from llm.train.bad_steps import BadSteps, BadStepsError, append
 from llm.train.branch import branch_point
 from llm.train.carried import Carried
@@ -24,6 +25,7 @@ from llm.train.grid import place, sequence_ranks, unscored_rows
 from llm.train.guard import PATIENCE, Guard
 from llm.train.init_from import start_from
 from llm.train.metrics import Meter, Writer, create_meter, read_metrics
+from llm.train.phases import Phases
 from llm.train.plot import plot_loss
 from llm.train.run_folder import RunFolder
 from llm.train.save import Saver
@@ -55,11 +57,18 @@ class Run:
     saver: Saver
     guard: Guard
     bad_steps: BadSteps
+    phases: Phases
     step: int
 
 
 def train(
-    config: RunConfig, folder: RunFolder, world: World, manifest: Manifest, guard: Guard, evaluate: Evaluation | None = None
+    config: RunConfig,
+    folder: RunFolder,
+    world: World,
+    manifest: Manifest,
+    guard: Guard,
+    phases: Phases,
+    evaluate: Evaluation | None = None,
 ) -> Outcome:
     """Train from scratch or from the newest whole checkpoint, to the last step or until a rank is to stop.
 
@@ -96,7 +105,25 @@ def train(
             carried.load(checkpoint, world)
         meter, sent = create_meter(config, world), Sent(world, ranks)
         bad = BadSteps(config.train.bad_steps)
-        run = Run(config, folder, world, engine, batches, carried, held_out, evaluate, meter, sent, writer, saver, guard, bad, step)
+        run = Run(
+            config,
+            folder,
+            world,
+            engine,
+            batches,
+            carried,
+            held_out,
+            evaluate,
+            meter,
+            sent,
+            writer,
+            saver,
+            guard,
+            bad,
+            phases,
+            step,
+        )
+        phases.done("load")
         return loop(run)
     except DataError as error:
         # the first rank, which speaks for all, may never read the damaged shard
@@ -150,7 +177,10 @@ def loop(run: Run) -> Outcome:
             outcome = stopped(run, reason, late > 0)
             break
         outcome = replace(outcome, step=run.step, sentence=f"step {run.step} of {settings.steps}")
-        if run.step > first:
+        if run.step == first:
+            run.phases.done("first step", kernels=compiled.spent)
+            run.phases.report(run.folder.report, run.world)
+        else:
             slowest = max(slowest, time.perf_counter() - waiting)
         if logging or validating or evaluating:
             run.meter.skip()

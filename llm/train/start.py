@@ -17,8 +17,9 @@ from llm.train.branch import check_branch
 from llm.train.checkpoint_files import FILES, checkpoints
 from llm.train.config import RunConfig, check, load_config
 from llm.train.exits import Outcome
-from llm.train.guard import Guard
+from llm.train.guard import PATIENCE, Guard
 from llm.train.init_from import check_source
+from llm.train.phases import Phases
 from llm.train.precision import resolved
 from llm.train.run_folder import AHEAD, FREE, RunFolder
 from llm.train.scheduled import Evaluation
@@ -38,10 +39,13 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
     Raises:
         BraidError: anything that a user can cause.
     """
-    began, world = time.monotonic(), World.from_environment()
+    began, world, phases = time.monotonic(), World.from_environment(), Phases()
+    phases.done("imports")
     config, folder = plan(words)
-    manifest = config.data.load_manifest()
-    check(config, world.size, manifest)
+    # one rank of a node looks at its files, and tells the others
+    manifest = config.data.load_manifest() if world.first_of_node else None
+    if manifest is not None:
+        check(config, world.size, manifest)
     config, why = resolved(config, world.device)
     changed = folder.check_same(config)
     folder.check_stop()
@@ -54,15 +58,18 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
         check_source(config)
     share_cores(world.device)
     quiet()
+    phases.done("manifest")
     from llm.train.loop import train
 
+    phases.done("imports")
     guard = Guard(folder, world, config.train.hang_minutes, StopRequest(config.train.max_minutes, began))
-    connected = world.connect()
+    connected = world.connect(patience(config))
     try:
-        agree(manifest, world)
+        manifest = agree(manifest, world)
         if world.first:
             folder.write(config, manifest)
         world.barrier()
+        phases.done("groups")
         parameters = model_cost(config.model, config.data.sequence_length).parameters
         say(
             world,
@@ -74,7 +81,7 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
         with guard, guard.stop:
             if world.first:
                 Outcome(None, 0, "training", str(folder.path)).write()
-            outcome = train(config, folder, world, manifest, guard, evaluate)
+            outcome = train(config, folder, world, manifest, guard, phases, evaluate)
             if world.first:
                 outcome.write()
         say(world, f"{folder.path}: {outcome.sentence}; loss curve in {folder.report / 'loss.png'}")
@@ -88,15 +95,24 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
             world.close()
 
 
-def agree(manifest: Manifest, world: World) -> None:
-    """Raise DataError on every rank unless all read the same dataset: one elsewhere may change while they start."""
-    hashes = world.gather(manifest.hash)
-    other = next((rank for rank, hash_ in enumerate(hashes) if hash_ != hashes[0]), None)
+def patience(config: RunConfig) -> float:
+    """Minutes that a collective may take: longer than any phase, so that a hang is told with stacks before NCCL ends the rank."""
+    train = config.train
+    return max(30, PATIENCE * train.hang_minutes + train.evaluate.minutes + 15) if train.hang_minutes else 24 * 60
+
+
+def agree(manifest: Manifest | None, world: World) -> Manifest:
+    """The dataset of all ranks, also of those that read none. Raise DataError on every rank unless those that did read the same:
+    one elsewhere may change while they start.
+    """
+    hashes = world.gather(manifest and manifest.hash)
+    other = next((rank for rank, hash_ in enumerate(hashes) if hash_ not in (hashes[0], None)), None)
     if other is not None:
         raise DataError(
             f"data.manifest is {hashes[0][:12]} on rank 0 and {hashes[other][:12]} on rank {other}, and must be one dataset; "
             "start again when its upload is complete, and copies of it are the same on every node"
         )
+    return world.tell(manifest)
 
 
 def plan(words: Sequence[str]) -> tuple[RunConfig, RunFolder]:
