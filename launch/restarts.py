@@ -50,10 +50,11 @@ class Word(StrEnum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """pause: seconds before the next start."""
+    """status: what the run's ends with, if this is its end. pause: seconds before the next start."""
 
     word: Word
     why: str
+    status: int
     pause: float = 0.0
 
 
@@ -61,21 +62,21 @@ def judge(ends: Sequence[End], limits: Limits, asked: str | None = None) -> Verd
     """Of a run whose starts ended so, in their order. asked: the signal that stopped the last one, CANCELLED, or None."""
     end = ends[-1]
     if end.status == DONE:
-        return Verdict(Word.DONE, end.sentence)
+        return Verdict(Word.DONE, end.sentence, DONE)
     if end.status in (MEND, BAD_STEPS):
-        return Verdict(Word.STOP, f"not started again, as the next start would end alike: {end.sentence}")
+        return Verdict(Word.STOP, f"not started again, as the next start would end alike: {end.sentence}", end.status)
     if asked == CANCELLED:
-        return Verdict(Word.STOP, f"not started again (cancelled): {end.sentence}")
+        return Verdict(Word.STOP, f"not started again (cancelled): {end.sentence}", STOPPED)
     failures = since_last_checkpoint(ends)
     why = hopeless(failures, limits)
     if why:
-        return Verdict(Word.STOP, f"given up: {why}; the last: {end.sentence}")
+        return Verdict(Word.STOP, f"given up: {why}; the last: {end.sentence}", end.status)
     if asked or (end.status == STOPPED and end.out_of_time):
-        return Verdict(Word.LATER, f"not started again ({asked or 'out of time'}): {end.sentence}")
+        return Verdict(Word.LATER, f"not started again ({asked or 'out of time'}): {end.sentence}", STOPPED)
     if end.status == UNFIT:
-        return Verdict(Word.LATER, end.sentence)
+        return Verdict(Word.LATER, end.sentence, UNFIT)
     pause = 0.0 if end.status == STOPPED else min(LONGEST_PAUSE, limits.pause * 2 ** (len(failures) - 1))
-    return Verdict(Word.AGAIN, end.sentence, pause)
+    return Verdict(Word.AGAIN, end.sentence, end.status, pause)
 
 
 def since_last_checkpoint(ends: Sequence[End]) -> list[End]:

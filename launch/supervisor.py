@@ -13,7 +13,7 @@ from types import FrameType
 
 import psutil
 
-from launch.restarts import End, Limits, Word, end_of, heartbeats, judge
+from launch.restarts import End, Limits, Verdict, Word, end_of, heartbeats, judge
 from llm.train.exits import STOPPED, TOLD, read_outcome
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -26,6 +26,7 @@ class Supervisor:
     def __init__(self, command: list[str], limits: Limits):
         self.command, self.limits = command, limits
         self.asked: str | None = None
+        self.ends: list[End] = []
         self._place = tempfile.TemporaryDirectory(prefix="braid-supervise-")
         self.told = Path(self._place.name) / "outcome.json"
         # Linux alone; elsewhere orphans end themselves
@@ -36,24 +37,28 @@ class Supervisor:
         """Until it is done, stopped or given up. Returns the exit status."""
         for number in SIGNALS:
             signal.signal(number, self._pass_on)
-        ends: list[End] = []
         while True:
-            ends.append(self.start())
-            verdict = judge(ends, self.limits, self.asked)
+            verdict = self.attempt()
             if verdict.word is not Word.AGAIN:
-                return say(STOPPED if verdict.word is Word.LATER else ends[-1].status, verdict.why)
-            say(0, f"{verdict.why}; starting again in {verdict.pause:.0f} s")
+                return say(verdict.status, verdict.why)
+            say(verdict.status, f"{verdict.why}; starting again in {verdict.pause:.0f} s")
             self._sleep(verdict.pause)
             if self.asked:
-                return say(STOPPED, judge(ends, self.limits, self.asked).why)
+                return say(STOPPED, f"not started again ({self.asked}): {verdict.why}")
 
-    def start(self) -> End:
-        """One start, and the end of all of its processes."""
+    def attempt(self) -> Verdict:
+        """One start, and what it means."""
+        status = self.start()
+        self.ends.append(end_of(read_outcome(self.told), status))
+        return judge(self.ends, self.limits, self.asked)
+
+    def start(self) -> int:
+        """One start, and the end of all of its processes here. Returns the command's status."""
         self.told.unlink(missing_ok=True)
         process = subprocess.Popen(self.command, env={**os.environ, TOLD: str(self.told)}, start_new_session=True)
         status = process.wait()
         self._end_orphans()
-        return end_of(read_outcome(self.told), status)
+        return status
 
     def _pass_on(self, number: int, _: FrameType | None) -> None:
         """To the ranks, where they are known from their heartbeats: launchers that get a signal kill them, or leave them alone."""
@@ -62,9 +67,14 @@ class Supervisor:
         outcome = read_outcome(self.told)
         ranks = [] if outcome is None else [beat["pid"] for beat in heartbeats(outcome)]
         known = [children[pid] for pid in ranks if pid in children]
-        for process in known or children.values():
-            with suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGTERM)
+        if known or not self.reach_elsewhere():
+            for process in known or children.values():
+                with suppress(psutil.NoSuchProcess):
+                    process.send_signal(signal.SIGTERM)
+
+    def reach_elsewhere(self) -> bool:
+        """Ask ranks that no signal of this process reaches to stop; False where there is no way."""
+        return False
 
     def _end_orphans(self) -> None:
         """Wait for ranks that lost their launcher: they notice it, save and end. Kill what is still there after the grace."""

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -55,6 +56,7 @@ def _submit(words: Sequence[str], site: Site, given: argparse.Namespace) -> int:
         raise ConfigError("no config is given; name FILE.yaml... key.path=value...")
     if given.dry_run:
         print(script(own, site), end="")
+        print(f"submitted {site.chain} time(s) without --dry-run", file=sys.stderr)
         return 0
     jobs = submit(own, site, given.after)
     print(f"{', '.join(jobs)} queued; `braid-submit status` says how the run is", file=sys.stderr)
@@ -70,7 +72,7 @@ def _resume(words: Sequence[str]) -> int:
 
 
 def _status(words: Sequence[str]) -> int:
-    Console(highlight=False, soft_wrap=True).print(status(_folder(words)))
+    Console(highlight=False).print(status(_folder(words)))
     return 0
 
 
@@ -88,7 +90,8 @@ def _cancel(words: Sequence[str]) -> int:
 
     folder = _folder(words)
     folder.stop.touch()
-    jobs = slurm.queued(job_name(folder, Task("pretrain")))
+    # the run may be one of a hostfile's
+    jobs = slurm.queued(job_name(folder, Task("pretrain"))) if shutil.which("squeue") else []
     slurm.cancel([job.job for job in jobs])
     print(
         f"{len(jobs)} job(s) cancelled; a run under way saves first. `braid-submit resume {folder.path}` goes on", file=sys.stderr

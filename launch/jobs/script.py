@@ -1,8 +1,9 @@
 """The script that sbatch gets: a site's options and settings, above what `slurm/*.sbatch` says the same for every run."""
 
+import re
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
@@ -15,19 +16,18 @@ LINE = "#---- the same for every "
 
 @dataclass(frozen=True)
 class Task:
-    """What a job does. script: `pretrain`, `eval` or `data_prep`. words: of its command. settings: further ones of the script."""
+    """What a job does. script: `pretrain`, `eval` or `data_prep`. words: of its command."""
 
     script: str
     words: Sequence[str] = ()
-    settings: Mapping[str, str | int | Sequence[str]] = field(default_factory=dict)
 
 
 def render(site: Site, folder: JobFolder, task: Task, workplace: Path, exclude: Sequence[str] = ()) -> str:
     """workplace: the folder that relative paths of the config begin in. exclude: hosts that the job is not to run on."""
-    body = scripts_root() / f"{task.script}.sbatch"
-    _, line, rest = body.read_text().partition(LINE)
+    top, line, rest = (scripts_root() / f"{task.script}.sbatch").read_text().partition(LINE)
     options = [f"#SBATCH {option}" for option in sbatch_options(site, folder, task, workplace, exclude)]
-    settings = [f"{name}={quoted(value)}" for name, value in settings_of(site, folder, task).items()]
+    values = settings_of(site, folder, task)
+    settings = [f"{name}={quoted(values[name])}" for name in re.findall(r"^([A-Z_]+)=", top, re.MULTILINE)]
     setup = [*(f"module load {shlex.quote(name)}" for name in site.modules), *site.setup]
     exports = [f"export {name}={shlex.quote(value)}" for name, value in site.environment.items()]
     title = f"# {folder.path.name}: {task.script}, written by braid-submit"
@@ -69,7 +69,7 @@ def sbatch_options(site: Site, folder: JobFolder, task: Task, workplace: Path, e
 
 
 def settings_of(site: Site, folder: JobFolder, task: Task) -> dict[str, str | int | Sequence[str]]:
-    """The variables that the scripts read, in their order."""
+    """The variables that the scripts read: each of them those that its own top sets."""
     limits = {"max-restarts": site.max_restarts, "same-step": site.same_step, "max-requeues": site.max_requeues}
     return {
         "RUN": str(folder.path),
@@ -84,7 +84,6 @@ def settings_of(site: Site, folder: JobFolder, task: Task) -> dict[str, str | in
         "WORDS": list(task.words),
         "SRUN": pyxis(site),
         "INSIDE": apptainer(site),
-        **task.settings,
     }
 
 

@@ -81,11 +81,12 @@ class Site:
 
     def check(self) -> None:
         """Raises ConfigError."""
-        for name in ("nodes", "ranks", "chain", "warning_seconds", "max_restarts", "same_step"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{WORD}{name} ({getattr(self, name)}) must be at least 1")
         if self.gpus_per_node < 0:
             raise ConfigError(f"{WORD}gpus_per_node ({self.gpus_per_node}) must not be negative; 0 runs on CPUs")
+        for name in ("nodes", "ranks_per_node", "chain", "warning_seconds", "max_restarts", "same_step"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{WORD}{name} ({value}) must be at least 1")
         if 3600 * self.hours <= self.warning_seconds:
             raise ConfigError(
                 f"{WORD}hours ({self.hours:g}) must leave time beside {WORD}warning_seconds ({self.warning_seconds}), in which the "

@@ -1,33 +1,34 @@
-"""The starts of a run in jobs: `starts.jsonl`, a line per start that ended, and logs/JOB-N/ for each.
+"""The starts of a run: `starts.jsonl`, a line per start that ended, and logs/JOB-N/ for each.
 
 A job whose node dies cannot write its line; the next start does it then.
 """
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 from launch.jobs.folder import JobFolder, append_line, read_lines
 from launch.restarts import CANCELLED, End, Limits, Verdict, Word, end_of, judge
-from llm.train.exits import BAD_STEPS, DONE, MEND, NAME, STOPPED, UNFIT, read_outcome
+from llm.train.exits import BAD_STEPS, DONE, MEND, NAME, STOPPED, UNFIT, Outcome, read_outcome
 
-# of a start whose job ended without saying how
+BEGAN = "began.json"
+# the status of a start whose job ended without saying how
 LOST = 1
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a start runs. requeues: how often the job was queued again. most: how often it may be, or None."""
+    """Where a start runs. requeues: how often the job was queued again."""
 
     job: str
-    hosts: str
-    requeues: int
-    most: int | None = None
+    hosts: str = ""
+    requeues: int = 0
 
     @classmethod
-    def of(cls, environment: Mapping[str, str], most: int | None = None) -> "Place":
+    def of(cls, environment: Mapping[str, str]) -> "Place":
         job, hosts = environment.get("SLURM_JOB_ID", "here"), environment.get("SLURM_JOB_NODELIST", "")
-        return cls(job, hosts, int(environment.get("SLURM_RESTART_COUNT") or 0), most)
+        return cls(job, hosts, int(environment.get("SLURM_RESTART_COUNT") or 0))
 
 
 def begin(folder: JobFolder, place: Place) -> tuple[Word | None, str]:
@@ -38,30 +39,35 @@ def begin(folder: JobFolder, place: Place) -> tuple[Word | None, str]:
     if folder.stop.exists():
         return Word.STOP, f"{folder.stop} is there; `braid-submit resume {folder.path}` removes it and goes on"
     for lost in unrecorded(folder):
-        end = told(folder, lost, LOST)
-        record(folder, lost, replace(place, hosts="", job=lost.rpartition("-")[0]), end, None, "its job was lost")
+        record(folder, lost, told(folder, lost, LOST), None, "its job was lost")
     numbers = [int(path.name.rpartition("-")[2]) for path in folder.logs.glob("*-*/")]
     start = f"{place.job}-{max(numbers, default=-1) + 1}"
     (folder.logs / start).mkdir(parents=True)
+    (folder.logs / start / BEGAN).write_text(json.dumps(asdict(place) | {"began": time.time()}) + "\n")
     return None, start
 
 
-def end(folder: JobFolder, start: str, status: int, asked: str | None, place: Place, limits: Limits) -> Verdict:
-    """Write down how a start ended, and judge what is next. status: of the step; asked: the job's signal, or CANCELLED."""
+def end(
+    folder: JobFolder, start: str, status: int, asked: str | None, place: Place, limits: Limits, requeues: int | None = None
+) -> Verdict:
+    """Write down how a start ended, and judge what is next.
+
+    status: of the step. asked: the signal that the job got, or CANCELLED. requeues: of a job at most.
+    """
     ended = told(folder, start, status, asked)
     ends = [*(end_in(line) for line in read_lines(folder.starts)), ended]
     verdict = judge(ends, limits, CANCELLED if folder.stop.exists() else asked)
     if verdict.word is Word.LATER:
-        why = exhausted(place) or (barren(folder, place, ended) if asked == "USR1" or ended.out_of_time else None)
+        why = exhausted(place, requeues) or (barren(folder, place, ended) if asked == "USR1" or ended.out_of_time else None)
         if why:
-            verdict = Verdict(Word.STOP, f"given up: {why}; the last: {ended.sentence}")
-    record(folder, start, place, ended, asked, verdict.word)
+            verdict = replace(verdict, word=Word.STOP, why=f"given up: {why}; the last: {ended.sentence}")
+    record(folder, start, ended, asked, verdict.word)
     return verdict
 
 
 def told(folder: JobFolder, start: str, status: int, asked: str | None = None) -> End:
-    """How a start ended, by what the run told in its folder of `logs`, else by its step's status."""
-    ended = end_of(read_outcome(folder.logs / start / NAME), status)
+    """How a start ended, by what the run told since it began, else by its step's status."""
+    ended = end_of(read_outcome(folder.logs / start / NAME) or since(began(folder, start)["began"], folder), status)
     if ended.saved is None:
         saved = [line["saved"] for line in read_lines(folder.starts)[-1:]]
         ended = replace(ended, saved=saved[0] if saved else None)
@@ -71,8 +77,14 @@ def told(folder: JobFolder, start: str, status: int, asked: str | None = None) -
     return ended
 
 
-def exhausted(place: Place) -> str | None:
-    if place.most is None or place.requeues < place.most:
+def since(time: float, folder: JobFolder) -> Outcome | None:
+    """The run folder's, where ranks were told no other place; unless it is of an earlier start."""
+    outcome = read_outcome(folder.path / NAME)
+    return outcome if outcome is not None and outcome.time >= time else None
+
+
+def exhausted(place: Place, most: int | None) -> str | None:
+    if most is None or place.requeues < most:
         return None
     return f"job {place.job} has been queued again {place.requeues} times, as often as slurm.max_requeues allows"
 
@@ -92,11 +104,14 @@ def unrecorded(folder: JobFolder) -> list[str]:
     return sorted(path.name for path in folder.logs.glob("*-*/") if path.name not in known)
 
 
-def record(folder: JobFolder, start: str, place: Place, ended: End, asked: str | None, verdict: str) -> None:
-    began = (folder.logs / start).stat().st_ctime
-    where = {"start": start, "job": place.job, "requeues": place.requeues, "hosts": place.hosts}
-    times = {"began": began, "ended": time.time()}
-    append_line(folder.starts, where | times | {"asked": asked} | asdict(ended) | {"verdict": verdict})
+def record(folder: JobFolder, start: str, ended: End, asked: str | None, verdict: str) -> None:
+    where = {"start": start} | began(folder, start) | {"ended": time.time()}
+    append_line(folder.starts, where | {"asked": asked} | asdict(ended) | {"verdict": verdict})
+
+
+def began(folder: JobFolder, start: str) -> dict:
+    """Place and time."""
+    return json.loads((folder.logs / start / BEGAN).read_text())
 
 
 def end_in(line: Mapping) -> End:

@@ -14,6 +14,7 @@ from launch.jobs.script import Task, job_name, quoted, render
 from launch.jobs.site import Site
 from launch.jobs.snapshot import freeze
 from launch.jobs.submit import PRETRAIN, prepared, submit_task
+from launch.nodes.bad_nodes import NAME as BAD_NODES
 from launch.sweeps.config import Point
 from launch.sweeps.folder import Sweep
 from llm.config import to_yaml
@@ -81,10 +82,10 @@ def _write(config: RunConfig, folder: JobFolder, whole: JobFolder) -> None:
     """A run folder as its task needs it."""
     folder.logs.mkdir(parents=True, exist_ok=True)
     write_text(RunFolder(folder.path).config, to_yaml(config))
-    for path in (folder.site, folder.code):
+    # one program, and what one run found of a node is true for all
+    for path in (folder.site, folder.code, folder.path / BAD_NODES):
         path.unlink(missing_ok=True)
         path.symlink_to(Path("..") / path.name)
-    # what was found of nodes is true for all runs
     folder.stop.unlink(missing_ok=True)
     Outcome(None, 0, "submitted", str(folder.path)).write()
 

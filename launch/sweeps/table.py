@@ -27,7 +27,7 @@ OF_FINISHED = ("params", "tokens", "flops", "hours")
 
 
 def rows_of(sweep: Sweep, active: set[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """A row per run: its name, what sets it apart, how it is, and what is known of it; and a scaling study's row per finished run."""
+    """A row per run: its name, what sets it apart, how it is, what is known of it; and a scaling study's row per finished run."""
     finished = _finished(sweep)
     rows = []
     for point in sweep.points:

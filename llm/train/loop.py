@@ -86,7 +86,8 @@ def train(
         progress = load_checkpoint(engine, checkpoint, world)
         stream.check_state(progress["data"])
         step, consumed = progress["step"], progress["data"]["consumed"]
-        say(world, *passed_over, f"resuming from {checkpoint}, loaded in {time.perf_counter() - began:.1f} s")
+        where = f"{checkpoint}, with sequence {consumed} of its data"
+        say(world, *passed_over, f"resuming from {where}, loaded in {time.perf_counter() - began:.1f} s")
         if step > config.train.steps:
             raise ConfigError(f"train.steps ({config.train.steps}) must be at least {step}, the step of {checkpoint}; raise it")
     elif config.init_from is not None:

@@ -84,6 +84,8 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
             outcome = train(config, folder, world, manifest, guard, phases, evaluate)
             if world.first:
                 outcome.write()
+            # a rank that ends with another status than 0 makes its launcher end the others
+            world.barrier()
         say(world, f"{folder.path}: {outcome.sentence}; loss curve in {folder.report / 'loss.png'}")
         return outcome
     except BraidError as error:

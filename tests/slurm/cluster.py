@@ -117,9 +117,9 @@ class Cluster:
                 process.wait()
         self._daemons.clear()
 
-    def run(self, *words: str, timeout: float = 30) -> str:
-        """What a command prints on the login node. Raises CalledProcessError."""
-        done = subprocess.run(words, env=self.environment, capture_output=True, text=True, timeout=timeout, check=False)
+    def run(self, *words: str, cwd: Path | None = None, timeout: float = 30) -> str:
+        """What a command prints on the login node."""
+        done = subprocess.run(words, cwd=cwd, env=self.environment, capture_output=True, text=True, timeout=timeout, check=False)
         assert done.returncode == 0, f"{' '.join(words)} ended with {done.returncode}: {done.stderr}{done.stdout}"
         return done.stdout
 
@@ -134,15 +134,25 @@ class Cluster:
         """What `scontrol show job` says, field by field."""
         return dict(re.findall(r"(\S+?)=(\S*)", self.run("scontrol", "show", "job", "-o", job)))
 
-    def wait_for(self, job: str, *states: str, timeout: float = 120) -> dict[str, str]:
+    def wait_for(self, job: str, *states: str, timeout: float = 240) -> dict[str, str]:
         """Until the job is in one of the states. Returns its fields."""
         wait_until(lambda: self.job(job)["JobState"] in states, timeout, f"job {job} is {' or '.join(states)}: {self.job(job)}")
         return self.job(job)
 
-    def start_now(self, job: str, timeout: float = 60) -> None:
+    def start_now(self, job: str, timeout: float = 180) -> None:
         """A requeued job is held back for two minutes: wait until it is queued again, and move its start up."""
         self.wait_for(job, "PENDING", timeout=timeout)
         self.run("scontrol", "update", f"jobid={job}", "StartTime=now")
+
+    def clear(self) -> None:
+        """End what is in the queue, and bring nodes back."""
+        for name in self.nodes:
+            if name not in self._daemons:
+                self.start_node(name)
+        self.run("scancel", "--me", "--full", "--signal=KILL")
+        self.run("scancel", "--me")
+        wait_until(lambda: not self.run("squeue", "-h"), 60, lambda: f"an empty queue: {self.run('squeue')}")
+        wait_until(lambda: self.states() == dict.fromkeys(self.nodes, "idle"), 60, lambda: f"all nodes are idle: {self.states()}")
 
     def start_node(self, name: str) -> None:
         self._start(name, "unshare", *_namespaces(), "bash", "-c", IN_NAMESPACE, "_", str(self.folder), name)

@@ -42,7 +42,7 @@ def test_a_node_with_a_full_disk_is_left_out(spare: Runs, whole: Path) -> None:
     daemon = spare.cluster.processes("n1")[0]
     mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(temporary)]
     subprocess.run(["nsenter", f"--target={daemon.pid}", "--mount", *mount], check=True)
-    job = spare.submit("run", f"slurm.environment.TMPDIR={temporary}", "slurm.health.link=0.01")
+    job = spare.submit("run", f"slurm.environment.TMPDIR={temporary}", "slurm.health.seconds=120", "slurm.health.link=0.01")
     first = spare.end_start("run", 0)
     assert (first["hosts"], first["status"], first["verdict"]) == ("n[1-2]", UNFIT, "later")
     assert f"n1: temporary folder {temporary} (0.0 GB free) must have 1 GB free" in first["sentence"]
@@ -56,7 +56,7 @@ def test_a_node_with_a_full_disk_is_left_out(spare: Runs, whole: Path) -> None:
 
 
 def test_a_stopped_rank_is_found_and_the_run_goes_on(spare: Runs, whole: Path) -> None:
-    spare.submit("run", "slurm.silence_minutes=0.5", "slurm.health.seconds=0")
+    spare.submit("run", "slurm.silence_minutes=0.5")
     spare.reach("run", 60)
     spare.ranks("run", "n2")[0].send_signal(signal.SIGSTOP)
     hung = spare.end_start("run", 0)
