@@ -13,9 +13,9 @@ from launch.sweeps.array import active, array_script, cancel, submit_array
 from launch.sweeps.config import SweepConfig
 from launch.sweeps.folder import FINISHED, RUNNING, Sweep
 from launch.sweeps.here import run_here
-from launch.sweeps.table import rows_of, shown, write_tables
 from llm.config import load
 from llm.errors import ConfigError
+from llm.train.start import quiet
 
 
 def run(words: Sequence[str]) -> int:
@@ -63,6 +63,10 @@ def _start(sweep: Sweep, site: Site | None, dry_run: bool, console: Console) -> 
 
 def _tell(sweep: Sweep, console: Console) -> int:
     """Print and write the table."""
+    quiet()
+    # DeepSpeed comes with it
+    from launch.sweeps.table import rows_of, shown, write_tables
+
     on_cluster = (sweep.path / "site.yaml").is_file()
     rows, finished = rows_of(sweep, active(sweep) if on_cluster else set())
     write_tables(sweep, rows, finished)

@@ -1,0 +1,56 @@
+"""A start is told by phase, and a rank that was slow by name."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from llm.train.phases import Phases
+from llm.train.world import World, first_of_node
+
+
+class TwoRanks(World):
+    """The second of which took a minute longer to import."""
+
+    def gather(self, value: Any) -> list[Any]:
+        seconds, _ = value
+        return [value, (seconds | {"imports": seconds["imports"] + 60}, "gpu12")]
+
+
+def test_phases_add_up_to_the_time_since_the_process_began(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    phases = Phases()
+    phases.done("imports")
+    time.sleep(0.05)
+    phases.done("manifest")
+    phases.done("imports")
+    time.sleep(0.05)
+    phases.done("first step", kernels=0.02)
+    assert list(phases.seconds) == ["imports", "manifest", "kernels", "first step"]
+    assert sum(phases.seconds.values()) == pytest.approx(time.time() - psutil.Process().create_time(), abs=0.5)
+    assert phases.seconds["manifest"] == pytest.approx(0.05, abs=0.04)
+    phases.report(tmp_path, TwoRanks(0, 2, torch.device("cpu")))
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("start-up: imports ")
+    assert first.endswith(f"{sum(phases.seconds.values()):.1f} s in all")
+    assert second == f"start-up: imports took rank 1 on gpu12 {phases.seconds['imports'] + 60:.1f} s"
+    line = json.loads((tmp_path / "start-up.jsonl").read_text())
+    assert line["slowest"]["imports"]["host"] == "gpu12"
+
+
+@pytest.mark.parametrize(
+    ("environment", "first"),
+    [
+        ({}, True),
+        ({"LOCAL_RANK": "1"}, False),
+        # a GPU of its own for each task
+        ({"LOCAL_RANK": "0", "SLURM_LOCALID": "3"}, False),
+        # srun torchrun
+        ({"LOCAL_RANK": "3", "SLURM_LOCALID": "0"}, False),
+    ],
+)
+def test_one_rank_of_a_node_is_its_first(environment: dict[str, str], first: bool) -> None:
+    assert first_of_node(environment) is first
