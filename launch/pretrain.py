@@ -14,11 +14,21 @@ sys.path[:] = [
 
 import os
 
-from eval.scheduled import evaluation
 from launch.caches import use_node_cache
 from launch.ranks import settle, without_local_rank
 from llm.errors import BraidError
+from llm.train.config import RunConfig
+from llm.train.run_folder import RunFolder
+from llm.train.scheduled import Evaluation
 from llm.train.start import pretrain
+from llm.train.world import World
+
+
+def evaluation(config: RunConfig, folder: RunFolder, world: World) -> Evaluation:
+    """Imported for runs that evaluate: it would be a quarter of the files that every rank of every start opens."""
+    from eval.scheduled import evaluation
+
+    return evaluation(config, folder, world)
 
 
 def main(argv: list[str] | None = None) -> int:
