@@ -9,7 +9,10 @@ import psutil
 import pytest
 import torch
 
+from llm.train.config import RunConfig, TrainConfig
+from llm.train.guard import PATIENCE
 from llm.train.phases import Phases
+from llm.train.start import patience
 from llm.train.world import World, first_of_node
 
 
@@ -54,3 +57,11 @@ def test_phases_add_up_to_the_time_since_the_process_began(tmp_path: Path, capsy
 )
 def test_one_rank_of_a_node_is_its_first(environment: dict[str, str], first: bool) -> None:
     assert first_of_node(environment) is first
+
+
+@pytest.mark.parametrize("minutes", [0.0, 1.0, 15.0, 90.0])
+def test_a_collective_may_take_longer_than_any_phase(minutes: float) -> None:
+    """So a hang is told, with stacks, by the guard, before NCCL ends the rank."""
+    train = TrainConfig(hang_minutes=minutes)
+    longest = PATIENCE * minutes + (train.evaluate.minutes if minutes else 0)
+    assert patience(RunConfig(train=train)) > longest
