@@ -22,7 +22,8 @@ from llm.train.world import first_of_node
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = ("launch", "llm", "eval", "data_prep")
-PACKAGES = ("torch", "deepspeed", "numpy", "omegaconf", "safetensors", "tokenizers", "triton", "nvidia-nccl-cu12")
+PACKAGES = ("torch", "deepspeed", "numpy", "omegaconf", "safetensors", "tokenizers", "triton")
+DRIVER = Path("/proc/driver/nvidia/version")
 GIGABYTE = 10**9
 
 
@@ -57,6 +58,10 @@ def code_hash(root: Path) -> str:
 
 def _versions() -> dict[str, str]:
     found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    if DRIVER.is_file():
+        found["driver"] = DRIVER.read_text().splitlines()[0]
+    if torch.cuda.is_available():
+        found["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))
     for name in PACKAGES:
         try:
             found[name] = metadata.version(name)

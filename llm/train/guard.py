@@ -137,8 +137,8 @@ class Guard:
             dumps = {f"step-{mine.step}-{time.strftime('%Y%m%dT%H%M%S')}"}
         for name in dumps:
             folder = self._stacks / name
-            # a full disk must not keep a rank that hangs
-            with suppress(OSError):
+            # a full disk must not keep a rank that hangs, nor torch's record
+            with suppress(OSError, RuntimeError):
                 folder.mkdir(parents=True, exist_ok=True)
                 with (folder / f"rank-{self.world.rank}.txt").open("w") as file:
                     print(f"rank {self.world.rank}, {self._beat.phase} of step {self._beat.step}", file=file, flush=True)

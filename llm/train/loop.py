@@ -57,7 +57,6 @@ class Run:
     saver: Saver
     guard: Guard
     bad_steps: BadSteps
-    phases: Phases
     step: int
 
 
@@ -106,26 +105,9 @@ def train(
             carried.load(checkpoint, world)
         meter, sent = create_meter(config, world), Sent(world, ranks)
         bad = BadSteps(config.train.bad_steps)
-        run = Run(
-            config,
-            folder,
-            world,
-            engine,
-            batches,
-            carried,
-            held_out,
-            evaluate,
-            meter,
-            sent,
-            writer,
-            saver,
-            guard,
-            bad,
-            phases,
-            step,
-        )
+        run = Run(config, folder, world, engine, batches, carried, held_out, evaluate, meter, sent, writer, saver, guard, bad, step)
         phases.done("load")
-        return loop(run)
+        return loop(run, phases)
     except DataError as error:
         # the first rank, which speaks for all, may never read the damaged shard
         if not world.first:
@@ -136,7 +118,7 @@ def train(
         saver.close()
 
 
-def loop(run: Run) -> Outcome:
+def loop(run: Run, phases: Phases) -> Outcome:
     """Steps until the last one, or until a rank is to stop."""
     settings, stop, first = run.config.train, run.guard.stop, run.step + 1
     outcome = Outcome(DONE, run.step, f"step {run.step} of {settings.steps}", str(run.folder.path))
@@ -179,8 +161,8 @@ def loop(run: Run) -> Outcome:
             break
         outcome = replace(outcome, step=run.step, sentence=f"step {run.step} of {settings.steps}")
         if run.step == first:
-            run.phases.done("first step", kernels=compiled.spent)
-            run.phases.report(run.folder.report, run.world)
+            phases.done("first step", kernels=compiled.spent)
+            phases.report(run.folder.report, run.world)
         else:
             slowest = max(slowest, time.perf_counter() - waiting)
         if logging or validating or evaluating:

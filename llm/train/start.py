@@ -43,7 +43,7 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
     phases.done("imports")
     config, folder = plan(words)
     # one rank of a node looks at its files, and tells the others
-    manifest = config.data.load_manifest() if world.first_of_node else None
+    manifest = config.data.load_manifest() if world.first or world.first_of_node else None
     if manifest is not None:
         check(config, world.size, manifest)
     config, why = resolved(config, world.device)
