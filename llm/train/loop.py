@@ -25,13 +25,13 @@ from llm.train.grid import place, sequence_ranks, unscored_rows
 from llm.train.guard import PATIENCE, Guard
 from llm.train.init_from import start_from
 from llm.train.metrics import Meter, Writer, create_meter, read_metrics
-from llm.train.phases import Phases
 from llm.train.plot import plot_loss
 from llm.train.run_folder import RunFolder
 from llm.train.save import Saver
 from llm.train.schedule import learning_rate
 from llm.train.scheduled import Evaluation
 from llm.train.sent import Sent
+from llm.train.startup import StartUp
 from llm.train.validate import held_out_batches, validate
 from llm.train.whole_file import write_text
 from llm.train.world import World, say
@@ -66,7 +66,7 @@ def train(
     world: World,
     manifest: Manifest,
     guard: Guard,
-    phases: Phases,
+    startup: StartUp,
     evaluate: Evaluation | None = None,
 ) -> Outcome:
     """Train from scratch or from the newest whole checkpoint, to the last step or until a rank is to stop.
@@ -106,8 +106,8 @@ def train(
         meter, sent = create_meter(config, world), Sent(world, ranks)
         bad = BadSteps(config.train.bad_steps)
         run = Run(config, folder, world, engine, batches, carried, held_out, evaluate, meter, sent, writer, saver, guard, bad, step)
-        phases.done("load")
-        return loop(run, phases)
+        startup.done("load")
+        return loop(run, startup)
     except DataError as error:
         # the first rank, which speaks for all, may never read the damaged shard
         if not world.first:
@@ -118,7 +118,7 @@ def train(
         saver.close()
 
 
-def loop(run: Run, phases: Phases) -> Outcome:
+def loop(run: Run, startup: StartUp) -> Outcome:
     """Steps until the last one, or until a rank is to stop."""
     settings, stop, first = run.config.train, run.guard.stop, run.step + 1
     outcome = Outcome(DONE, run.step, f"step {run.step} of {settings.steps}", str(run.folder.path))
@@ -161,8 +161,8 @@ def loop(run: Run, phases: Phases) -> Outcome:
             break
         outcome = replace(outcome, step=run.step, sentence=f"step {run.step} of {settings.steps}")
         if run.step == first:
-            phases.done("first step", kernels=compiled.spent)
-            phases.report(run.folder.report, run.world)
+            startup.done("first step", kernels=compiled.spent)
+            startup.report(run.folder.report, run.world)
         else:
             slowest = max(slowest, time.perf_counter() - waiting)
         if logging or validating or evaluating:

@@ -19,10 +19,10 @@ from llm.train.config import RunConfig, check, load_config
 from llm.train.exits import Outcome
 from llm.train.guard import PATIENCE, Guard
 from llm.train.init_from import check_source
-from llm.train.phases import Phases
 from llm.train.precision import resolved
 from llm.train.run_folder import AHEAD, FREE, RunFolder
 from llm.train.scheduled import Evaluation
+from llm.train.startup import StartUp
 from llm.train.stop import StopRequest
 from llm.train.world import World, say
 
@@ -39,8 +39,8 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
     Raises:
         BraidError: anything that a user can cause.
     """
-    began, world, phases = time.monotonic(), World.from_environment(), Phases()
-    phases.done("imports")
+    began, world, startup = time.monotonic(), World.from_environment(), StartUp()
+    startup.done("imports")
     config, folder = plan(words)
     # one rank of a node looks at its files, and tells the others
     manifest = config.data.load_manifest() if world.first or world.first_of_node else None
@@ -58,10 +58,10 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
         check_source(config)
     share_cores(world.device)
     quiet()
-    phases.done("manifest")
+    startup.done("manifest")
     from llm.train.loop import train
 
-    phases.done("imports")
+    startup.done("imports")
     guard = Guard(folder, world, config.train.hang_minutes, StopRequest(config.train.max_minutes, began))
     connected = world.connect(patience(config))
     try:
@@ -69,7 +69,7 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
         if world.first:
             folder.write(config, manifest)
         world.barrier()
-        phases.done("groups")
+        startup.done("groups")
         parameters = model_cost(config.model, config.data.sequence_length).parameters
         say(
             world,
@@ -81,7 +81,7 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
         with guard, guard.stop:
             if world.first:
                 Outcome(None, 0, "training", str(folder.path)).write()
-            outcome = train(config, folder, world, manifest, guard, phases, evaluate)
+            outcome = train(config, folder, world, manifest, guard, startup, evaluate)
             if world.first:
                 outcome.write()
             # a rank that ends with another status than 0 makes its launcher end the others

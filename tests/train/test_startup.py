@@ -11,8 +11,8 @@ import torch
 
 from llm.train.config import RunConfig, TrainConfig
 from llm.train.guard import PATIENCE
-from llm.train.phases import Phases
 from llm.train.start import patience
+from llm.train.startup import StartUp
 from llm.train.world import World, first_of_node
 
 
@@ -25,21 +25,21 @@ class TwoRanks(World):
 
 
 def test_phases_add_up_to_the_time_since_the_process_began(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    phases = Phases()
-    phases.done("imports")
+    startup = StartUp()
+    startup.done("imports")
     time.sleep(0.05)
-    phases.done("manifest")
-    phases.done("imports")
+    startup.done("manifest")
+    startup.done("imports")
     time.sleep(0.05)
-    phases.done("first step", kernels=0.02)
-    assert list(phases.seconds) == ["imports", "manifest", "kernels", "first step"]
-    assert sum(phases.seconds.values()) == pytest.approx(time.time() - psutil.Process().create_time(), abs=0.5)
-    assert phases.seconds["manifest"] == pytest.approx(0.05, abs=0.04)
-    phases.report(tmp_path, TwoRanks(0, 2, torch.device("cpu")))
+    startup.done("first step", kernels=0.02)
+    assert list(startup.seconds) == ["imports", "manifest", "kernels", "first step"]
+    assert sum(startup.seconds.values()) == pytest.approx(time.time() - psutil.Process().create_time(), abs=0.5)
+    assert startup.seconds["manifest"] == pytest.approx(0.05, abs=0.04)
+    startup.report(tmp_path, TwoRanks(0, 2, torch.device("cpu")))
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("start-up: imports ")
-    assert first.endswith(f"{sum(phases.seconds.values()):.1f} s in all")
-    assert second == f"start-up: imports took rank 1 on gpu12 {phases.seconds['imports'] + 60:.1f} s"
+    assert first.endswith(f"{sum(startup.seconds.values()):.1f} s in all")
+    assert second == f"start-up: imports took rank 1 on gpu12 {startup.seconds['imports'] + 60:.1f} s"
     line = json.loads((tmp_path / "start-up.jsonl").read_text())
     assert line["slowest"]["imports"]["host"] == "gpu12"
 

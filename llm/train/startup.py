@@ -20,7 +20,7 @@ NAME = "start-up.jsonl"
 FACTOR, SECONDS = 2.0, 5.0
 
 
-class Phases:
+class StartUp:
     """Each phase ends where the next one begins; one that comes twice adds up."""
 
     def __init__(self) -> None:
