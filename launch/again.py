@@ -33,13 +33,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--same-step", type=int, default=Limits.same_step)
     parser.add_argument("--max-requeues", type=int, default=None)
     given = parser.parse_args(sys.argv[1:] if argv is None else argv)
-    folder, place = JobFolder(given.run), Place.of(os.environ)
+    folder, place, limits = JobFolder(given.run), Place.of(os.environ), Limits(given.max_restarts, given.same_step)
     if given.verb == "begin":
-        word, sentence = begin(folder, place)
+        word, sentence = begin(folder, place, limits)
         print(word or f"go {sentence}")
         why = sentence if word else f"start {sentence} on {place.hosts or 'this host'}"
     else:
-        limits = Limits(given.max_restarts, given.same_step)
         verdict = end(folder, given.start, given.status, given.asked or None, place, limits, given.max_requeues)
         print(f"{verdict.word} {verdict.pause:.0f}" if verdict.word is Word.AGAIN else verdict.word)
         why = verdict.why

@@ -33,7 +33,7 @@ def run(words: Sequence[str]) -> int:
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="braid-submit", add_help=False)
     parser.add_argument("--site")
-    parser.add_argument("--chain", type=int, default=0)
+    parser.add_argument("--chain", type=int)
     parser.add_argument("--after")
     parser.add_argument("--dry-run", action="store_true")
     return parser
@@ -44,7 +44,11 @@ def _site(given: argparse.Namespace, name: str | Path | None, words: Sequence[st
     if name is None:
         raise ConfigError(f"--site (none) must name the cluster; give a file, or a name in configs/slurm, or set {SITE}")
     site = load_site(name, [word for word in words if word.startswith(WORD)])
-    return replace(site, chain=given.chain, restart="chain") if given.chain else site
+    if given.chain is None:
+        return site
+    chained = replace(site, chain=given.chain, restart="chain")
+    chained.check()
+    return chained
 
 
 def _submit(words: Sequence[str], site: Site, given: argparse.Namespace) -> int:

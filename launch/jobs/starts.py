@@ -31,7 +31,7 @@ class Place:
         return cls(job, hosts, int(environment.get("SLURM_RESTART_COUNT") or 0))
 
 
-def begin(folder: JobFolder, place: Place) -> tuple[Word | None, str]:
+def begin(folder: JobFolder, place: Place, limits: Limits) -> tuple[Word | None, str]:
     """The name of a new start, whose folder in `logs` is there; or the word that says why there is none, and a sentence."""
     last = read_outcome(folder.path / NAME)
     if last is not None and last.status == DONE:
@@ -39,7 +39,11 @@ def begin(folder: JobFolder, place: Place) -> tuple[Word | None, str]:
     if folder.stop.exists():
         return Word.STOP, f"{folder.stop} is there; `braid-submit resume {folder.path}` removes it and goes on"
     for lost in unrecorded(folder):
-        record(folder, lost, told(folder, lost, LOST), None, "its job was lost")
+        ended = told(folder, lost, LOST)
+        verdict = judge([*former(folder), ended], limits)
+        record(folder, lost, ended, None, verdict.word)
+        if verdict.word is Word.STOP:
+            return Word.STOP, verdict.why
     numbers = [int(path.name.rpartition("-")[2]) for path in folder.logs.glob("*-*/")]
     start = f"{place.job}-{max(numbers, default=-1) + 1}"
     (folder.logs / start).mkdir(parents=True)
@@ -55,8 +59,7 @@ def end(
     status: of the step. asked: the signal that the job got, or CANCELLED. requeues: of a job at most.
     """
     ended = told(folder, start, status, asked)
-    ends = [*(end_in(line) for line in read_lines(folder.starts)), ended]
-    verdict = judge(ends, limits, CANCELLED if folder.stop.exists() else asked)
+    verdict = judge([*former(folder), ended], limits, CANCELLED if folder.stop.exists() else asked)
     if verdict.word is Word.LATER:
         why = exhausted(place, requeues) or (barren(folder, place, ended) if asked == "USR1" or ended.out_of_time else None)
         if why:
@@ -86,13 +89,13 @@ def since(time: float, folder: JobFolder) -> Outcome | None:
 def exhausted(place: Place, most: int | None) -> str | None:
     if most is None or place.requeues < most:
         return None
-    return f"job {place.job} has been queued again {place.requeues} times, as often as slurm.max_requeues allows"
+    return f"job {place.job} has been queued again {place.requeues} time(s), as often as slurm.max_requeues allows"
 
 
 def barren(folder: JobFolder, place: Place, ended: End) -> str | None:
     """Whether the time of a whole job went by without a new checkpoint."""
-    former = [line for line in read_lines(folder.starts) if (line["job"], line["requeues"]) != (place.job, place.requeues)]
-    before = former[-1]["saved"] if former else None
+    lines = [line for line in read_lines(folder.starts) if (line["job"], line["requeues"]) != (place.job, place.requeues)]
+    before = lines[-1]["saved"] if lines else None
     if ended.saved != before:
         return None
     return f"the whole of job {place.job} brought no new checkpoint, nor would the next; ask for more slurm.hours"
@@ -114,5 +117,11 @@ def began(folder: JobFolder, start: str) -> dict:
     return json.loads((folder.logs / start / BEGAN).read_text())
 
 
-def end_in(line: Mapping) -> End:
-    return End(line["status"], line["at"], line["saved"], line["sentence"], line["out_of_time"])
+def former(folder: JobFolder) -> list[End]:
+    """The ends before this one. Whoever goes on after a verdict of STOP has mended something: it counts from there."""
+    ends: list[End] = []
+    for line in read_lines(folder.starts):
+        ends.append(End(line["status"], line["at"], line["saved"], line["sentence"], line["out_of_time"]))
+        if line["verdict"] == Word.STOP:
+            ends.clear()
+    return ends

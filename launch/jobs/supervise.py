@@ -28,7 +28,7 @@ class RunSupervisor(Supervisor):
         self.began, self.own = time.time(), False
 
     def attempt(self) -> Verdict:
-        word, start = begin(self.folder, self.place)
+        word, start = begin(self.folder, self.place, self.limits)
         if word is not None:
             return Verdict(word, start, DONE if word is Word.DONE else STOPPED)
         self.told, self.began = self.folder.logs / start / NAME, time.time()

@@ -5,6 +5,7 @@ what lives in its namespace, and ends with it. Nothing is stopped but processes 
 """
 
 import os
+import random
 import re
 import shutil
 import signal
@@ -53,6 +54,7 @@ SlurmdTimeout=10
 SlurmctldTimeout=5
 InactiveLimit=0
 MinJobAge=600
+FirstJobId={first}
 KillWait=20
 MessageTimeout=10
 JobRequeue=1
@@ -139,10 +141,21 @@ class Cluster:
         wait_until(lambda: self.job(job)["JobState"] in states, timeout, f"job {job} is {' or '.join(states)}: {self.job(job)}")
         return self.job(job)
 
-    def start_now(self, job: str, timeout: float = 180) -> None:
-        """A requeued job is held back for two minutes: wait until it is queued again, and move its start up."""
-        self.wait_for(job, "PENDING", timeout=timeout)
-        self.run("scontrol", "update", f"jobid={job}", "StartTime=now")
+    def start_now(self, job: str, restarts: int = 1, timeout: float = 180) -> None:
+        """A requeued job is held back for two minutes: move its start up, until it has started again so often.
+
+        While the old start ends SLURM puts the new one off once more.
+        """
+
+        def begun() -> bool:
+            fields = self.job(job)
+            if fields["JobState"] == "PENDING" and fields["Reason"] == "BeginTime":
+                # it may have begun since
+                subprocess.run(["scontrol", "update", f"jobid={job}", "StartTime=now"], env=self.environment, check=False)
+                time.sleep(2)
+            return fields["JobState"] in ("RUNNING", "COMPLETED") and int(fields["Restarts"]) == restarts
+
+        wait_until(begun, timeout, lambda: f"job {job} runs again: {self.job(job)}")
 
     def clear(self) -> None:
         """End what is in the queue, and bring nodes back."""
@@ -150,8 +163,12 @@ class Cluster:
             if name not in self._daemons:
                 self.start_node(name)
         self.run("scancel", "--me", "--full", "--signal=KILL")
-        self.run("scancel", "--me")
-        wait_until(lambda: not self.run("squeue", "-h"), 60, lambda: f"an empty queue: {self.run('squeue')}")
+
+        def empty() -> bool:
+            self.run("scancel", "--me")
+            return not self.run("squeue", "-h")
+
+        wait_until(empty, 60, lambda: f"an empty queue: {self.run('squeue')}")
         wait_until(lambda: self.states() == dict.fromkeys(self.nodes, "idle"), 60, lambda: f"all nodes are idle: {self.states()}")
 
     def start_node(self, name: str) -> None:
@@ -193,7 +210,8 @@ class Cluster:
             # munged refuses a socket that others cannot reach
             place.chmod(0o755)
         ports = iter(free_ports(1 + len(self.nodes)))
-        text = CONFIG.format(folder=folder, user=user, port=next(ports))
+        # a run's port follows from its job: clusters side by side have other jobs
+        text = CONFIG.format(folder=folder, user=user, port=next(ports), first=random.randrange(1000, 60000))
         partitions = text.index("PartitionName")
         nodes = "".join(NODE.format(name=name, port=next(ports)) for name in self.nodes)
         (folder / "slurm.conf").write_text(text[:partitions] + nodes + text[partitions:])

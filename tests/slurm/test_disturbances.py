@@ -22,7 +22,7 @@ def test_two_requeues(runs: Runs, whole: Path) -> None:
         runs.reach("run", step)
         warn(runs, job)
         assert runs.end_start("run", number)["verdict"] == "later"
-        runs.cluster.start_now(job)
+        runs.cluster.start_now(job, number + 1)
     runs.done("run")
     assert_same_weights(runs.path("run"), whole)
     # no step twice, none left out
@@ -36,7 +36,7 @@ def test_preemption_with_grace(runs: Runs, whole: Path) -> None:
     runs.reach("run", 40)
     runs.cluster.run("sbatch", "-p", "urgent", "-N2", "--exclusive", "-t1", "--wrap", "sleep 1")
     preempted = runs.end_start("run", 0)
-    assert (preempted["asked"], preempted["status"], preempted["verdict"]) == ("TERM", 75, "later")
+    assert (preempted["asked"], preempted["status"], preempted["verdict"]) == ("preempted", 75, "later")
     runs.cluster.start_now(job)
     runs.done("run")
     assert_same_weights(runs.path("run"), whole)
@@ -96,12 +96,12 @@ def test_the_cap_on_requeues(runs: Runs) -> None:
     job = runs.submit("run", "slurm.max_requeues=1")
     runs.reach("run", 40)
     warn(runs, job)
-    runs.cluster.start_now(job, timeout=200)
+    runs.cluster.start_now(job)
     runs.reach("run", 80)
     warn(runs, job)
     last = runs.end_start("run", 1)
     assert (last["status"], last["verdict"]) == (75, "stop")
-    assert "queued again 1 times, as often as slurm.max_requeues allows" in runs.told("run")
+    assert "queued again 1 time(s), as often as slurm.max_requeues allows" in runs.told("run")
     runs.cluster.wait_for(job, "FAILED")
 
 

@@ -50,7 +50,7 @@ def sshd(tmp_path: Path) -> Iterator[dict[str, str]]:
     (folder / "sshd_config").write_text(SSHD.format(port=port, folder=folder))
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)
-    process = subprocess.Popen([server, "-D", "-e", "-f", folder / "sshd_config"], stderr=(folder / "sshd.log").open("w"))
+    process = subprocess.Popen([server, "-D", "-f", folder / "sshd_config", "-E", folder / "sshd.log"])
     options = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -o IdentitiesOnly=yes -o BatchMode=yes"
     try:
         yield {"PDSH_SSH_ARGS_APPEND": f"{options} -i {folder}/user -p {port} -l {getpass.getuser()}"}

@@ -25,7 +25,7 @@ class Run:
         (path / "heartbeat").mkdir()
 
     def begin(self, job: str = "7", requeues: int = 0) -> str:
-        word, start = begin(self.folder, Place(job, "n[1-2]", requeues))
+        word, start = begin(self.folder, Place(job, "n[1-2]", requeues), LIMITS)
         assert word is None, start
         return start
 
@@ -111,27 +111,33 @@ def test_the_cap_on_requeues(run: Run) -> None:
     assert run.start(STOPPED, 9, 9, "USR1", requeues=1, most=2).word is Word.LATER
     verdict = run.start(STOPPED, 15, 15, "USR1", requeues=2, most=2)
     assert verdict.word is Word.STOP
-    assert "queued again 2 times, as often as slurm.max_requeues allows" in verdict.why
+    assert "queued again 2 time(s), as often as slurm.max_requeues allows" in verdict.why
 
 
 def test_a_start_whose_job_was_lost_is_written_down_by_the_next(run: Run) -> None:
     """Three of them at one step are three failures, though none could say so."""
     for requeues in range(3):
         run.tell(run.begin(requeues=requeues), None, 12, 10)
-    assert run.begin(requeues=3) == "7-3"
-    assert [(line["start"], line["at"], line["saved"]) for line in read_lines(run.folder.starts)] == [
-        (f"7-{n}", 12, 10) for n in range(3)
-    ]
+    word, why = begin(run.folder, Place("7", "n1", 3), LIMITS)
+    assert word is Word.STOP
+    assert "given up: 3 starts in a row failed at step 12" in why
+    lines = read_lines(run.folder.starts)
+    assert [(line["start"], line["at"], line["saved"]) for line in lines] == [(f"7-{n}", 12, 10) for n in range(3)]
+
+
+def test_whoever_goes_on_after_the_end_has_all_attempts_again(run: Run) -> None:
+    words = [run.start(None, 40, 30).word for _ in range(6)]
+    assert words == [Word.AGAIN, Word.AGAIN, Word.STOP] * 2
 
 
 def test_a_finished_run_does_not_start(run: Run) -> None:
     run.start(DONE, 20, 20)
-    assert begin(run.folder, Place("8", "n1", 0)) == (Word.DONE, "at 20")
+    assert begin(run.folder, Place("8", "n1", 0), LIMITS) == (Word.DONE, "at 20")
 
 
 def test_a_stop_file_keeps_it_from_starting_and_from_starting_again(run: Run) -> None:
     run.folder.stop.touch()
-    word, sentence = begin(run.folder, Place("8", "n1", 0))
+    word, sentence = begin(run.folder, Place("8", "n1", 0), LIMITS)
     assert word is Word.STOP
     assert "braid-submit resume" in sentence
     run.folder.stop.unlink()

@@ -49,11 +49,11 @@ def said(capsys: pytest.CaptureFixture[str], *given: str) -> tuple[int, str, str
 
 
 def test_a_dry_run_prints_what_submitting_writes_and_writes_nothing(words, queue, tmp_path, capsys) -> None:
-    status, script, _ = said(capsys, "--site", "site.yaml", *words, "slurm.nodes=2", "--dry-run")
+    status, script, _ = said(capsys, "--site", "site.yaml", *words, "slurm.nodes=2", "slurm.gpus_per_node=2", "--dry-run")
     assert status == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["site.yaml"]
     assert queue == []
-    status, jobs, _ = said(capsys, "--site", "site.yaml", *words, "slurm.nodes=2")
+    status, jobs, _ = said(capsys, "--site", "site.yaml", *words, "slurm.nodes=2", "slurm.gpus_per_node=2")
     assert (status, jobs) == (0, "1\n")
     assert (tmp_path / "runs" / "tiny" / "pretrain.sbatch").read_text() == script
     assert queue[-1] == ("sbatch", "--parsable", str(tmp_path / "runs" / "tiny" / "pretrain.sbatch"))
@@ -131,6 +131,7 @@ def test_a_run_in_the_queue_is_not_submitted_twice(words, queue, monkeypatch, ca
         (["--site", "site.yaml"], "no config is given"),
         (["--site", "site.yaml", "--chian", "3", "name=x"], "--chian is no option of braid-submit"),
         (["--site", "site.yaml", "slurm.nodse=3", "name=x"], "nodse"),
+        (["--site", "site.yaml", "--chain", "0", "name=x"], "slurm.chain (0) must be at least 1"),
         (["status"], "no run is given; name its folder"),
         (["resume", "runs/nowhere"], "runs/nowhere is no run folder"),
         (["eval", "runs/nowhere", "perplexity"], "runs/nowhere is no run folder"),

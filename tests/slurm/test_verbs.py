@@ -15,7 +15,7 @@ ONE_NODE = "slurm.nodes=1"
 
 def test_from_submission_to_evaluation(runs: Runs) -> None:
     folder = str(runs.path("run"))
-    job = runs.submit("run")
+    job = runs.submit("run", "train.steps=100000")
     runs.reach("run", 20)
     assert f"job {job}" in runs.command("status", folder)
     assert "running" in runs.command("status", folder)
