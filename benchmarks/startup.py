@@ -136,12 +136,12 @@ def start(rank: int, folder: str, per_node: int) -> Counts:
 
     world = World.from_environment()
     with phase("manifest"):
-        manifest = DataConfig(manifest=folder).load_manifest() if world.first_of_node else None
+        manifests = [DataConfig(manifest=folder).load_manifest()] if world.first_of_node else None
     with phase("groups"):
         world.connect()
         world.barrier()
     with phase("agreeing"):
-        agree(manifest, world)
+        agree(manifests, world)
     world.close()
     return found
 

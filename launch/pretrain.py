@@ -13,22 +13,12 @@ sys.path[:] = [
 ]
 
 import os
+from typing import Any
 
 from launch.caches import use_node_cache
 from launch.ranks import settle, without_local_rank
 from llm.errors import BraidError
-from llm.train.config import RunConfig
-from llm.train.run_folder import RunFolder
-from llm.train.scheduled import Evaluation
 from llm.train.start import pretrain
-from llm.train.world import World
-
-
-def evaluation(config: RunConfig, folder: RunFolder, world: World) -> Evaluation:
-    """Imported for runs that evaluate: it would be a quarter of the files that every rank of every start opens."""
-    from eval.scheduled import evaluation
-
-    return evaluation(config, folder, world)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,6 +35,13 @@ def main(argv: list[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         return error.status
+
+
+def evaluation(*run: Any) -> Any:
+    """Of `train.evaluate`. Imported when it is asked for: that takes seconds, of every rank at every start."""
+    from eval.scheduled import evaluation
+
+    return evaluation(*run)
 
 
 if __name__ == "__main__":

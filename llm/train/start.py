@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,10 +16,12 @@ from llm.data import Manifest
 from llm.errors import BraidError, ConfigError, DataError
 from llm.train.branch import check_branch
 from llm.train.checkpoint_files import FILES, checkpoints
-from llm.train.config import RunConfig, check, load_config
+from llm.train.config import RunConfig, check_ranks, load_config
 from llm.train.exits import Outcome
+from llm.train.failures import LostRanks, in_words
 from llm.train.guard import PATIENCE, Guard
 from llm.train.init_from import check_source
+from llm.train.phases import check_phases, manifests_of, newest_step, phases_of
 from llm.train.precision import resolved
 from llm.train.run_folder import AHEAD, FREE, RunFolder
 from llm.train.scheduled import Evaluation
@@ -42,21 +45,28 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
     began, world, startup = time.monotonic(), World.from_environment(), StartUp()
     startup.done("imports")
     config, folder = plan(words)
-    # one rank of a node looks at its files, and tells the others
-    manifest = config.data.load_manifest() if world.first or world.first_of_node else None
-    if manifest is not None:
-        check(config, world.size, manifest)
     config, why = resolved(config, world.device)
+    phases = phases_of(config)
+    # one rank of a node looks at their files, and tells the others
+    read = manifests_of(phases) if world.first or world.first_of_node else None
+    if read is not None:
+        check_phases(phases, world.size, read, newest_step(folder.checkpoints))
+    else:
+        for phase in phases:
+            check_ranks(phase.config, world.size)
     changed = folder.check_same(config)
     folder.check_stop()
     check_branch(config)
-    evaluate = plan_evaluation(config, folder, world) if plan_evaluation and config.train.evaluate.every else None
-    if evaluate is None and config.train.evaluate.every:
+    planned = plan_evaluation if config.train.evaluate.every else None
+    evaluations = [planned and planned(phase.config, folder, world) for phase in phases]
+    if planned is None and config.train.evaluate.every:
         raise ConfigError(f"train.evaluate.every ({config.train.evaluate.every}) needs evaluations; start with launch/pretrain.py")
     # one rank is enough to read the headers
     if world.first and config.init_from is not None and not checkpoints(folder.checkpoints):
         check_source(config)
     share_cores(world.device)
+    # torch begins anywhere; a checkpoint brings its own
+    torch.manual_seed(config.seed + world.rank)
     quiet()
     startup.done("manifest")
     from llm.train.loop import train
@@ -65,9 +75,9 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
     guard = Guard(folder, world, config.train.hang_minutes, StopRequest(config.train.max_minutes, began))
     connected = world.connect(patience(config))
     try:
-        manifest = agree(manifest, world)
+        manifests = agree(read, world)
         if world.first:
-            folder.write(config, manifest)
+            folder.write(config, manifests[0])
         world.barrier()
         startup.done("groups")
         parameters = model_cost(config.model, config.data.sequence_length).parameters
@@ -76,22 +86,32 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
             f"{folder.path}: {parameters:,} parameters, ZeRO {config.parallel.zero}, {world.size} rank(s) on {world.device.type}",
             why,
             *changed,
+            *(map(str, phases) if len(phases) > 1 else ()),
         )
         # signals until the last checkpoint is written, and how it ended is told
         with guard, guard.stop:
             if world.first:
                 Outcome(None, 0, "training", str(folder.path)).write()
-            outcome = train(config, folder, world, manifest, guard, startup, evaluate)
+            outcome = train(phases, folder, world, manifests, guard, startup, evaluations)
             if world.first:
                 outcome.write()
             # a rank that ends with another status than 0 makes its launcher end the others
             world.barrier()
         say(world, f"{folder.path}: {outcome.sentence}; loss curve in {folder.report / 'loss.png'}")
         return outcome
-    except BraidError as error:
-        # the rank that knows, which may not be the first
-        Outcome(error.status, guard.done, str(error), str(folder.path)).write()
-        raise
+    except (BraidError, OSError, RuntimeError) as error:
+        known = in_words(error, folder, world.rank, guard.done)
+        if known is None:
+            raise
+        if not isinstance(known, LostRanks):
+            # the rank that knows, which may not be the first
+            Outcome(known.status, guard.done, str(known), str(folder.path)).write()
+        elif not world.first:
+            # which may be the one that is gone
+            print(f"error: {known}", file=sys.stderr, flush=True)
+        if known is error:
+            raise
+        raise known from error
     finally:
         if connected:
             world.close()
@@ -103,18 +123,19 @@ def patience(config: RunConfig) -> float:
     return max(30, PATIENCE * train.hang_minutes + train.evaluate.minutes + 15) if train.hang_minutes else 24 * 60
 
 
-def agree(manifest: Manifest | None, world: World) -> Manifest:
-    """The dataset of all ranks, also of those that read none. Raise DataError on every rank unless those that did read the same:
+def agree(manifests: Sequence[Manifest] | None, world: World) -> Sequence[Manifest]:
+    """The datasets of all ranks, also of those that read none. Raise DataError on every rank unless those that did read the same:
     one elsewhere may change while they start.
     """
-    hashes = world.gather(manifest and manifest.hash)
-    other = next((rank for rank, hash_ in enumerate(hashes) if hash_ not in (hashes[0], None)), None)
+    told = world.gather(manifests and [manifest.hash for manifest in manifests])
+    other = next((rank for rank, hashes in enumerate(told) if hashes not in (told[0], None)), None)
     if other is not None:
+        first, second = next((a, b) for a, b in zip(told[0], told[other], strict=True) if a != b)
         raise DataError(
-            f"data.manifest is {hashes[0][:12]} on rank 0 and {hashes[other][:12]} on rank {other}, and must be one dataset; "
+            f"data.manifest is {first[:12]} on rank 0 and {second[:12]} on rank {other}, and must be one dataset; "
             "start again when its upload is complete, and copies of it are the same on every node"
         )
-    return world.tell(manifest)
+    return world.tell(manifests)
 
 
 def plan(words: Sequence[str]) -> tuple[RunConfig, RunFolder]:
@@ -126,7 +147,8 @@ def plan(words: Sequence[str]) -> tuple[RunConfig, RunFolder]:
         config = load_config(words)
         return config, RunFolder.of(config)
     folder, overrides = RunFolder(Path(folders[0])), [word for word in words if word != folders[0]]
-    refused = [word for word in overrides if word.partition("=")[0] not in FREE | AHEAD]
+    # of phases, what may change is what lies ahead: `check_same` knows
+    refused = [word for word in overrides if word.partition("=")[0] not in FREE | AHEAD and not word.startswith("train.phases")]
     if len(folders) > 1 or refused:
         raise ConfigError(
             f"{folder.path} resumes with its own config, so {(refused or folders)[-1]!r} cannot be given with it; "

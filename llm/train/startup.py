@@ -28,16 +28,21 @@ class StartUp:
         self._last = psutil.Process().create_time()
         self.seconds: dict[str, float] = {}
 
-    def done(self, name: str, kernels: float = 0.0) -> None:
-        """kernels: seconds of it that went into compiling and loading them, which are a phase of their own."""
+    def done(self, name: str) -> None:
         now = time.time()
-        if kernels:
-            self.seconds["kernels"] = kernels
-        self.seconds[name] = self.seconds.get(name, 0.0) + max(0.0, now - self._last - kernels)
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
         self._last = now
 
-    def report(self, folder: Path, world: World) -> None:
-        """Tell on the first rank, and write a line into `folder`. All ranks call it together."""
+    def first_step(self, kernels: float, folder: Path, world: World) -> None:
+        """The end of a start, told on the first rank and in a line in `folder`; later ones are no news. All ranks call it together.
+
+        kernels: seconds that went into compiling and loading them, a phase of its own.
+        """
+        if "first step" in self.seconds:
+            return
+        self.done("first step")
+        if kernels:
+            self.seconds |= {"kernels": kernels, "first step": max(0.0, self.seconds["first step"] - kernels)}
         told = world.gather((self.seconds, socket.gethostname()))
         slowest = {name: max(range(world.size), key=lambda rank: told[rank][0].get(name, 0.0)) for name in self.seconds}
         each = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items())

@@ -28,7 +28,7 @@ validation: 0.2
 shard_tokens: 9000
 """
 
-# Each process that is forked off is killed before its write number `after` gives the file its name, with half a file there: at every
+# Each process that is forked off is killed before its write number `after` gives the file its name, with half a file there: at each
 # write, or at every `stride`th. Where that leaves the work folder as it was, as in the last stage, the next one comes further.
 KILLER = f"""
 import os, signal, sys
