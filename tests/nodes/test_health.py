@@ -13,7 +13,7 @@ from llm.testing import free_port
 from llm.train.exits import DONE, MEND, UNFIT
 from tests.checkout import ROOT, environment
 
-pytestmark = [pytest.mark.multirank, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.multirank, pytest.mark.timeout(120)]
 # As `srun` does: a task on each of four nodes, of which n1 has a fault and n3 is dead.
 START = """
 import os, subprocess, sys
@@ -29,9 +29,10 @@ for task in tasks:
 
 def health(run: Path, *words: str) -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / "launch" / "health.py"), str(run), *words]
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=50, check=False)
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=90, check=False)
 
 
+@pytest.mark.slow
 def test_a_node_unlike_the_others_and_a_silent_one_are_left_out(tmp_path: Path):
     other = tmp_path / "other" / "omegaconf-9.9.dist-info"
     other.mkdir(parents=True)
@@ -39,12 +40,12 @@ def test_a_node_unlike_the_others_and_a_silent_one_are_left_out(tmp_path: Path):
     start = [sys.executable, "-c", START, str(free_port()), str(other.parent)]
     began = time.monotonic()
     done = health(
-        tmp_path / "run", "--run-gb=0.01", "--tmp-gb=0.01", "--link=0.01", "--seconds=15", "--hosts=n0,n1,n2,n3", "--", *start
+        tmp_path / "run", "--run-gb=0.01", "--tmp-gb=0.01", "--link=0.01", "--seconds=50", "--hosts=n0,n1,n2,n3", "--", *start
     )
     assert done.returncode == UNFIT, done.stderr
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 60
     assert "n1: omegaconf (9.9) must be that of 2 other node(s), such as n0" in done.stderr
-    assert "n3 did not answer within 15 s" in done.stderr
+    assert "n3 did not answer within 50 s" in done.stderr
     assert set(bad_nodes(tmp_path / "run")) == {"n1", "n3"}
     assert [link.gbytes is not None for report in read_reports(tmp_path / "run") for link in report.links] == [True] * 6
 

@@ -21,7 +21,7 @@ run, rank, word = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 faulthandler.register(signal.SIGUSR2, (run / f"heartbeat/rank-{rank}.stack").open("w"))
 other = None if rank else subprocess.Popen([sys.executable, sys.argv[4], str(run), "1", word])
 def where_it_is():
-    for k in range(20):
+    for k in range(10 if word in ("goes on", "stays") else 100):
         beat = {"step": 3 + k, "phase": "the update", "pid": os.getpid(), "host": socket.gethostname(), "of": 2}
         (run / f"heartbeat/rank-{rank}.json").write_text(json.dumps(beat))
         if rank == 1 and word == "stops":
@@ -43,7 +43,7 @@ sys.exit(3)
 
 def watch(run: Path, word: str, *more: str) -> subprocess.CompletedProcess:
     (run / "ranks.py").write_text(RANKS)
-    options = ["--poll=0.1", "--silence=0.025", "--start=0.05", *more]
+    options = ["--poll=0.1", "--silence=0.05", "--start=0.3", *more]
     command = [sys.executable, str(run / "ranks.py"), str(run), "0", word, str(run / "ranks.py")]
     watcher = [sys.executable, str(ROOT / "launch" / "watch.py"), str(run), *options, "--", *command]
     env = {name: value for name, value in environment(ROOT=str(ROOT)).items() if not name.startswith("SLURM_")}
@@ -90,6 +90,6 @@ def test_a_run_that_is_over_but_does_not_end_is_ended_and_keeps_its_outcome(tmp_
 
 @pytest.mark.slow
 def test_a_start_that_never_trains_is_ended(tmp_path: Path):
-    done = watch(tmp_path, "never")
+    done = watch(tmp_path, "never", "--start=0.05")
     assert done.returncode == HUNG
     assert "hung: no rank began to train within 0.05 minutes" in done.stderr
