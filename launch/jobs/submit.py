@@ -11,8 +11,9 @@ from launch.jobs.site import Site
 from launch.jobs.snapshot import freeze
 from llm.config import to_yaml
 from llm.errors import ConfigError
-from llm.train.config import RunConfig, check
+from llm.train.config import RunConfig
 from llm.train.exits import Outcome
+from llm.train.phases import check_phases, manifests_of, newest_step, phases_of
 from llm.train.run_folder import RunFolder
 from llm.train.start import plan
 from llm.train.whole_file import write_text
@@ -55,7 +56,10 @@ def script(words: Sequence[str], site: Site) -> str:
 def prepared(words: Sequence[str], site: Site) -> tuple[RunConfig, JobFolder]:
     """The run, checked as it does itself when it starts. Raises ConfigError, DataError."""
     config, run = plan(words)
-    check(config, site.nodes * site.ranks, config.data.load_manifest())
+    phases = phases_of(config)
+    check_phases(phases, site.nodes * site.ranks, manifests_of(phases), newest_step(run.checkpoints))
+    if config.train.precision == "auto" and run.config.is_file():
+        config = replace(config, train=replace(config.train, precision=run.read_config().train.precision))
     run.check_same(config)
     return config, JobFolder(run.path.absolute())
 

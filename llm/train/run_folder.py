@@ -123,6 +123,9 @@ class RunFolder:
             return []
         # the folder may have been renamed since
         old = replace(self.read_config(), name=config.name)
+        if old.train.precision == "auto":
+            # it was submitted, and is decided where it starts first
+            old = replace(old, train=replace(old.train, precision=config.train.precision))
         differing = differences_until(old, config, newest_step(self.checkpoints))
         if differing:
             raise ConfigError(

@@ -88,7 +88,7 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
             *changed,
             *(map(str, phases) if len(phases) > 1 else ()),
         )
-        # signals until the last checkpoint is written, and how it ended is told
+        # signals count from here on, also between phases, until how it ended is told
         with guard, guard.stop:
             if world.first:
                 Outcome(None, 0, "training", str(folder.path)).write()

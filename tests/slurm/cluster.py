@@ -13,6 +13,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import psutil
@@ -144,15 +145,16 @@ class Cluster:
     def start_now(self, job: str, restarts: int = 1, timeout: float = 180) -> None:
         """A requeued job is held back for two minutes: move its start up, until it has started again so often.
 
-        While the old start ends SLURM puts the new one off once more.
+        Not before its former start has ended on all nodes: SLURM would take that end for one of the new start's.
         """
 
         def begun() -> bool:
             fields = self.job(job)
-            if fields["JobState"] == "PENDING" and fields["Reason"] == "BeginTime":
+            soon = (datetime.now() + timedelta(seconds=5)).isoformat()
+            steps = [process for name in self.nodes for process in self.ranks(name, f"slurmstepd: [{job}.")]
+            if fields["JobState"] == "PENDING" and soon < fields["StartTime"] < "Unknown" and not steps:
                 # it may have begun since
                 subprocess.run(["scontrol", "update", f"jobid={job}", "StartTime=now"], env=self.environment, check=False)
-                time.sleep(2)
             return fields["JobState"] in ("RUNNING", "COMPLETED") and int(fields["Restarts"]) == restarts
 
         wait_until(begun, timeout, lambda: f"job {job} runs again: {self.job(job)}")

@@ -34,7 +34,7 @@ def test_two_requeues(runs: Runs, whole: Path) -> None:
 def test_preemption_with_grace(runs: Runs, whole: Path) -> None:
     job = runs.submit("run")
     runs.reach("run", 40)
-    runs.cluster.run("sbatch", "-p", "urgent", "-N2", "--exclusive", "-t1", "--wrap", "sleep 1")
+    runs.cluster.run("sbatch", "-p", "urgent", "-N2", "--exclusive", "-t1", "--output=/dev/null", "--wrap", "sleep 1")
     preempted = runs.end_start("run", 0)
     assert (preempted["asked"], preempted["status"], preempted["verdict"]) == ("preempted", 75, "later")
     runs.cluster.start_now(job)

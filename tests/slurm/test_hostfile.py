@@ -69,12 +69,13 @@ def test_a_run_on_the_hosts_of_a_hostfile(sshd: dict[str, str], manifest: Manife
     command = [sys.executable, str(ROOT / "launch" / "supervise.py"), "--run", str(run), "--pause=0.1", "--"]
     command += [str(Path(sys.executable).with_name("deepspeed")), "--hostfile", str(tmp_path / "hosts"), "--no_ssh_check"]
     command += ["--master_addr", "127.0.0.1", "--master_port", str(free_port()), str(ROOT / "launch" / "pretrain.py"), *quoted]
-    # of these, DeepSpeed hands on what begins with PYTHON; the accelerator it asks each host for
-    environment = os.environ | sshd | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    # what DeepSpeed hands to other hosts
+    (tmp_path / ".deepspeed_env").write_text("OMP_NUM_THREADS=1\nDS_ACCELERATOR=cpu\n")
+    environment = os.environ | sshd | {"DS_ACCELERATOR": "cpu"}
 
     def supervised(output: str) -> subprocess.Popen:
         with (tmp_path / output).open("w") as file:
-            return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
+            return subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=file, stderr=file)
 
     def reach(step: int, supervisor: subprocess.Popen, output: str) -> None:
         def there() -> bool:

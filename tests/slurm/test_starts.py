@@ -38,7 +38,7 @@ class Run:
         beat = {"step": step, "phase": "the update", "since": 0.0, "pid": 1, "host": "n1"}
         (self.folder.path / "heartbeat" / "rank-0.json").write_text(json.dumps(beat))
         if saved is not None:
-            (self.folder.path / "checkpoints" / "latest").write_text(f"step-{saved}\n")
+            (self.folder.path / "checkpoints" / f"step-{saved}").mkdir(exist_ok=True)
 
     def start(self, status: int | None, step: int = 5, saved: int | None = None, asked: str | None = None, **place) -> Verdict:
         """One start, to its end. status: None for a crash."""
@@ -157,6 +157,6 @@ def test_the_words_that_the_job_script_reads(run: Run) -> None:
     run.tell("here-0", None, 3, None)
     told, why = again("end", path, "--start=here-0", "--status=137", "--asked=", "--max-restarts=5", "--same-step=3")
     assert told == "again 5"
-    assert "crashed (status 137) at or soon after step 3" in why
+    assert "crashed (status 137, SIGKILL, maybe out of memory) at or soon after step 3" in why
     assert again("begin", path)[0] == "go here-1"
     assert again("end", path, "--start=here-1", "--status=75", "--asked=cancelled")[0] == "stop"

@@ -14,7 +14,10 @@ from launch.jobs.folder import JobFolder
 from launch.jobs.site import load_site
 from launch.jobs.submit import submit
 from launch.submit import main
+from llm.config import to_yaml
 from llm.data import Manifest
+from llm.errors import ConfigError
+from llm.train.run_folder import RunFolder
 from llm.train.start import plan
 from tests.slurm.runs import SITE
 from tests.train.conftest import MODEL, TRAIN
@@ -102,6 +105,20 @@ def test_until_it_has_begun_a_run_is_frozen_anew(words, queue, tmp_path) -> None
     submit([str(folder.path), "train.steps=30"], load_site(folder.site))
     assert (folder.code / mark).exists()
     assert plan([str(folder.path)])[0].train.steps == 30
+
+
+def test_the_precision_is_decided_where_it_starts_and_stays(words, queue, tmp_path) -> None:
+    submit(words, load_site("site.yaml"))
+    folder = RunFolder(tmp_path / "runs" / "tiny")
+    config = folder.read_config()
+    assert config.train.precision == "auto"
+    started = replace(config, train=replace(config.train, precision="bf16"))
+    assert folder.check_same(started) == []
+    folder.config.write_text(to_yaml(started))
+    submit(words, load_site("site.yaml"))
+    assert folder.read_config().train.precision == "bf16"
+    with pytest.raises(ConfigError, match=r"train\.precision: 'bf16' -> 'fp32'"):
+        submit([*words, "train.precision=fp32"], load_site("site.yaml"))
 
 
 def test_evaluations_and_datasets_are_jobs_too(words, queue, tmp_path, capsys) -> None:
