@@ -6,6 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from llm.data import Manifest
 from llm.errors import BraidError, ConfigError, DataError
 from llm.train.branch import check_branch
 from llm.train.checkpoint_files import FILES, checkpoints
-from llm.train.config import RunConfig, check_ranks, load_config
+from llm.train.config import RunConfig, check_ranks, load_config, naming
 from llm.train.exits import Outcome
 from llm.train.failures import LostRanks, in_words
 from llm.train.guard import PATIENCE, Guard
@@ -27,6 +28,7 @@ from llm.train.run_folder import AHEAD, FREE, RunFolder
 from llm.train.scheduled import Evaluation
 from llm.train.startup import StartUp
 from llm.train.stop import StopRequest
+from llm.train.teacher import check_teacher
 from llm.train.world import World, say
 
 Plan = Callable[[RunConfig, RunFolder, World], Evaluation]
@@ -57,6 +59,9 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
     changed = folder.check_same(config)
     folder.check_stop()
     check_branch(config)
+    for phase in phases:
+        with naming(phase.number) if phase.number else nullcontext():
+            check_teacher(phase.config, world.size)
     planned = plan_evaluation if config.train.evaluate.every else None
     evaluations = [planned and planned(phase.config, folder, world) for phase in phases]
     if planned is None and config.train.evaluate.every:
