@@ -95,7 +95,7 @@ def since_last_checkpoint(ends: Sequence[End]) -> list[End]:
 def hopeless(failures: list[End], limits: Limits) -> str | None:
     """Why another start has no point. failures: since the last new checkpoint."""
     same = failures[-limits.same_step :]
-    if len(same) == limits.same_step and len({end.at for end in same}) == 1 and all(end.status != STOPPED for end in same):
+    if len(same) == limits.same_step and len({end.at for end in same}) == 1 and not {STOPPED, UNFIT} & {end.status for end in same}:
         where = "before the first step" if same[0].at is None else f"at step {same[0].at}"
         return f"{limits.same_step} starts in a row failed {where}"
     if len(failures) > limits.restarts:

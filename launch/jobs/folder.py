@@ -5,7 +5,8 @@ runs/NAME/  site.yaml        the cluster and what its jobs ask for
             code/            the program, frozen; its git.json and changes.diff say what it is
             jobs.jsonl       a line per job submitted
             starts.jsonl     a line per start that ended: how, where, what was decided
-            bad-nodes.txt    hosts that no job is to run on, one a line
+            bad-nodes.txt    hosts that no job is to run on: a line each, host, time, reason
+            health/          what each rank found of its node before the last start
             stop             while it is there no start begins, and a run under way saves and ends
             logs/            JOB.out of each job;  JOB-N/ rank-R.out of its N-th start
 """
@@ -16,6 +17,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from launch.nodes.bad_nodes import bad_nodes
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,7 @@ class JobFolder:
 
     @property
     def bad_nodes(self) -> list[str]:
-        path = self.path / "bad-nodes.txt"
-        return sorted({line.strip() for line in path.read_text().splitlines() if line.strip()}) if path.is_file() else []
+        return sorted(bad_nodes(self.path))
 
     def script(self, name: str) -> Path:
         return self.path / f"{name}.sbatch"

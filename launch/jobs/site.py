@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from launch.nodes.limits import Limits as Health
 from launch.restarts import Limits
 from llm.config import load
 from llm.errors import ConfigError
@@ -35,6 +36,8 @@ class Site:
     restart: a job that runs out of time is queued again (`requeue`), or was submitted as a chain of `chain` jobs.
     warning_seconds: before the time limit, when the run is told to save. max_requeues: of one job. max_restarts, same_step: starts
     in a row without a new checkpoint, and failures in a row at one step, after which the run is given up.
+    health: what nodes have to have before each start; `health.seconds=0` checks nothing. silence_minutes: without a heartbeat of a
+    rank, after which a start is ended; 0: never.
     """
 
     partition: str | None = None
@@ -64,6 +67,8 @@ class Site:
     max_requeues: int = 100
     max_restarts: int = Limits.restarts
     same_step: int = Limits.same_step
+    health: Health = field(default_factory=Health)
+    silence_minutes: float = 5.0
 
     @property
     def ranks(self) -> int:

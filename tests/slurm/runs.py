@@ -21,6 +21,8 @@ SUBMIT = str(ROOT / "launch" / "submit.py")
 SITE = """
 gpu_option: gres
 environment: {OMP_NUM_THREADS: 1, MKL_NUM_THREADS: 1, DS_ACCELERATOR: cpu}
+# seconds at each start, which test_nodes.py alone is about
+health: {seconds: 0}
 """
 # one rank on each of two nodes
 SMALL = ("slurm.nodes=2", "slurm.gpus_per_node=1", "slurm.hours=1")
@@ -31,7 +33,7 @@ class Runs:
     """Of a test, in a folder of its own."""
 
     def __init__(self, cluster: Cluster, manifest: Manifest, folder: Path):
-        self.cluster, self.folder = cluster, folder
+        self.cluster, self.manifest, self.folder = cluster, manifest, folder
         own = [f"train.steps={STEPS}", "train.checkpoint_every=50", "train.log_every=5", "train.precision=fp32"]
         self.words = [*MODEL, *TRAIN, *own, f"data.manifest={manifest.root}"]
         (folder / "site.yaml").write_text(SITE)
