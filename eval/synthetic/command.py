@@ -1,6 +1,6 @@
 """`braid-eval probe key=value...`: small models trained from scratch on synthetic tasks, and what they learned.
 
-Writes runs.jsonl as runs end, and from them summary.md, probe.json and probe.png. The same command goes on where it was killed.
+Writes runs.jsonl as runs end, and from them summary.md, probe.json, accuracy.png and state.png. The same command goes on where it was killed.
 """
 
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ from typing import Any
 from eval.report import write_report
 from eval.synthetic.config import ProbeConfig
 from eval.synthetic.points import Run, work_off
-from eval.synthetic.table import architectures_of, cells, chosen, draw, markdown, tasks_of
+from eval.synthetic.table import architectures_of, cells, chosen, draw, draw_by_state, markdown, tasks_of
 from llm.config import load
 from llm.train.run_folder import write_text
 
-RUNS, SUMMARY, REPORT, PICTURE = "runs.jsonl", "summary.md", "probe.json", "probe.png"
+RUNS, SUMMARY, REPORT, ACCURACY, STATE = "runs.jsonl", "summary.md", "probe.json", "accuracy.png", "state.png"
 
 
 def probe(words: Sequence[str]) -> dict[str, Any]:
@@ -41,17 +41,18 @@ def write(runs: Sequence[Run], folder: Path) -> dict[str, Any]:
         for name in architectures_of(runs, task)
     ]
     text = markdown(runs)
-    write_text(folder / SUMMARY, f"{text}\n![accuracy]({PICTURE})\n")
-    _picture(runs, folder / PICTURE)
+    write_text(folder / SUMMARY, f"{text}\n![accuracy]({ACCURACY})\n![accuracy against the size of the state]({STATE})\n")
+    write_pictures(runs, folder)
     print(text)
     print(folder / SUMMARY)
     return write_report(folder / REPORT, {"cells": found, "runs": len(runs), "cpu_seconds": sum(r["cpu_seconds"] for r in runs)})
 
 
-def _picture(runs: Sequence[Run], path: Path) -> None:
+def write_pictures(runs: Sequence[Run], folder: Path) -> None:
     from matplotlib.figure import Figure
 
     tasks = len(tasks_of(runs))
-    figure = Figure(figsize=(4.4 * min(3, tasks), 3.6 * -(-tasks // 3)), layout="constrained")
-    draw(figure, runs)
-    figure.savefig(path, dpi=120)
+    for name, drawn, columns in ((ACCURACY, draw, min(3, tasks)), (STATE, draw_by_state, tasks)):
+        figure = Figure(figsize=(4.4 * columns, 3.6 * -(-tasks // columns)), layout="constrained")
+        drawn(figure, runs)
+        figure.savefig(folder / name, dpi=120)

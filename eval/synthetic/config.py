@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from eval.synthetic.points import BETWEEN_LAYERS, HELD_OUT, Point
+from eval.synthetic.points import HELD_OUT, Point, parsed
 from eval.synthetic.tasks import TASKS
 from llm.errors import ConfigError, did_you_mean
 
@@ -24,10 +24,10 @@ MIXERS_OF_PROBES: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """tasks: of the table. layers: architectures, each the names of its layers with + between. mixers: of those names, settings
-    that change a kind's own, or, with `kind`, a name of one's own. rates: the one of least validation loss is taken.
-    seeds: 0, 1, ... width, hidden, batch, steps, train, tests: instead of the task's own. held_out: sequences of each size.
-    processes: at once, of `threads` each. out: the folder of the runs and the report.
+    """tasks: of the table. layers: architectures, each the names of its layers with + between, and @width behind where it has one
+    of its own. mixers: of those names, settings that change a kind's own, or, with `kind`, a name of one's own. rates: the one of
+    least validation loss is taken. seeds: 0, 1, ... width, hidden, batch, steps, train, tests: instead of the task's own.
+    held_out: sequences of each size. processes: at once, of `threads` each. out: the folder of the runs and the report.
     """
 
     tasks: list[str] = field(default_factory=lambda: ["parity"])
@@ -52,7 +52,7 @@ class ProbeConfig:
             if name not in TASKS:
                 raise ConfigError(f"tasks ({name}) is unknown; {did_you_mean(name, TASKS)}")
         for architecture in self.layers:
-            for name in str(architecture).split(BETWEEN_LAYERS):
+            for name in parsed(architecture)[0]:
                 if name not in self.all_mixers():
                     raise ConfigError(f"layers ({architecture}) names no mixer {name!r}; {did_you_mean(name, self.all_mixers())}")
         for name in ("tasks", "layers", "rates"):
@@ -83,8 +83,10 @@ class ProbeConfig:
         for task in self.tasks:
             for seed in range(self.seeds):
                 for architecture in self.layers:
-                    used = {name: mixers[name] for name in architecture.split(BETWEEN_LAYERS)}
-                    points += [Point(task, architecture, rate, seed, used, self.changes(), self.held_out) for rate in self.rates]
+                    names, width = parsed(architecture)
+                    used = {name: mixers[name] for name in names}
+                    changes = {key: value for key, value in self.changes().items() if key != "width" or width is None}
+                    points += [Point(task, architecture, rate, seed, used, changes, self.held_out) for rate in self.rates]
         for point in points:
             point.check()
         return points

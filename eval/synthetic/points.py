@@ -19,17 +19,19 @@ from torch import Generator
 from eval.synthetic.task import Task
 from eval.synthetic.tasks import TASKS
 from eval.synthetic.training import model_of, train_and_test
-from llm.errors import DataError
+from llm.errors import ConfigError, DataError
 from llm.model import ModelConfig
 
 Run = dict[str, Any]
 HELD_OUT = 1024
-BETWEEN_LAYERS = "+"
+BETWEEN_LAYERS, BEFORE_WIDTH = "+", "@"
 
 
 @dataclass(frozen=True)
 class Point:
-    """One run: architecture `a+b` has the layers a and b. mixers: of these names. changes: of the task's settings."""
+    """One run: architecture `a+b` has the layers a and b, `a+b@16` at this width. mixers: of these names. changes: of the task's
+    settings.
+    """
 
     task: str
     architecture: str
@@ -40,16 +42,13 @@ class Point:
     held_out: int = HELD_OUT
 
     @property
-    def layers(self) -> list[str]:
-        return self.architecture.split(BETWEEN_LAYERS)
-
-    @property
     def resolved(self) -> Task:
-        return dataclasses.replace(TASKS[self.task], **self.changes)
+        _, width = parsed(self.architecture)
+        return dataclasses.replace(TASKS[self.task], **self.changes, **({} if width is None else {"width": width}))
 
     def model(self) -> ModelConfig:
         """Raises ConfigError."""
-        return model_of(self.resolved, self.mixers, self.layers)
+        return model_of(self.resolved, self.mixers, parsed(self.architecture)[0])
 
     def check(self) -> None:
         """Raises ConfigError: a model that cannot be, a size that the task has no sequence of."""
@@ -67,6 +66,14 @@ class Point:
 
     def key(self) -> str:
         return hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def parsed(architecture: str) -> tuple[list[str], int | None]:
+    """(names of layers, width if given). Raises ConfigError."""
+    names, at, width = architecture.partition(BEFORE_WIDTH)
+    if at and not (width.isdecimal() and int(width)):
+        raise ConfigError(f"layers ({architecture}) ends in no width; write NAME+NAME{BEFORE_WIDTH}64, or leave {at}{width} out")
+    return names.split(BETWEEN_LAYERS), int(width) if at else None
 
 
 def run_point(point: Point, threads: int = 1) -> Run:

@@ -7,7 +7,7 @@ from typing import Any
 
 from scipy.stats import t as student
 
-from eval.synthetic.points import Run
+from eval.synthetic.points import BEFORE_WIDTH, Run
 from eval.synthetic.tasks import TASKS
 
 LEVEL = 0.95
@@ -124,3 +124,32 @@ def draw(figure: Any, runs: Sequence[Run], columns: int = 3) -> None:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
     panels[0].set_ylabel("accuracy")
+
+
+def draw_by_state(figure: Any, runs: Sequence[Run]) -> None:
+    """A panel per task: accuracy at the largest trained size against the numbers that the state holds; one dashed line for each
+    architecture whose state grows."""
+    tasks = tasks_of(runs)
+    for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
+        size = max(int(size) for size in cells(runs, task, architectures_of(runs, task)[0]) if int(size) <= trained_to(runs, task))
+        for number, (kind, names) in enumerate(_by_layers(architectures_of(runs, task)).items()):
+            found = [(chosen(runs, task, name)[0]["state"], cells(runs, task, name)[size]) for name in names]
+            color = f"C{number % 10}"
+            for state, cell in found:
+                if state is None:
+                    axes.axhline(cell.mean, color=color, ls="--", lw=1, label=f"{kind}: grows")
+            points = sorted(((s, cell) for s, cell in found if s is not None), key=lambda point: point[0])
+            axes.plot([state for state, _ in points], [cell.mean for _, cell in points], color=color, marker="o", label=kind if points else None)
+            for state, cell in points:
+                axes.plot([state] * len(cell.values), cell.values, ".", color=color, ms=4, alpha=0.6)
+        axes.set(xscale="log", xlabel="numbers in the state", ylabel=f"accuracy at {TASKS[task].size} {size}", title=task, ylim=(-0.03, 1.03))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+
+
+def _by_layers(names: Sequence[str]) -> dict[str, list[str]]:
+    """Architectures that differ in width alone, together."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(name.partition(BEFORE_WIDTH)[0], []).append(name)
+    return found
