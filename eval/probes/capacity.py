@@ -51,7 +51,9 @@ def capacity(subject: Subject, config: CapacityConfig) -> Result:
     config.check(subject.model.positions)
     ids, lengths = alphabet(subject.model), sorted(config.lengths)
     documents = [
-        draw(subject.model.opening, ids, n, np.random.default_rng([config.seed, n, k])) for n in lengths for k in range(config.samples)
+        draw(subject.model.opening, ids, n, np.random.default_rng([config.seed, n, k]))
+        for n in lengths
+        for k in range(config.samples)
     ]
     sizes = np.array([len(document) for document in documents])
     scores = score(subject, documents, cut(sizes, "stream", config.window, config.window), config.lanes, config.window)

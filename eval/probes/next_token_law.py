@@ -2,10 +2,10 @@
 
     PR_l = sum (y - y_hat)^2 / sum (y - mean y)^2           PR_l ~ rho^l PR_0
 
-y is the number of the next token, y_hat its least-squares fit by the stream behind layer l (and a constant). The numbers of a byte-pair
-vocabulary follow frequency, roughly, so they say something; other vocabularies' need not. The last layer's stream is read behind the
-final norm, as in the published models' hidden states. rho comes from a line through log PR_l, l = 1 .. L, and `pearson_r` says
-how straight that line is.
+y is the number of the next token, y_hat its least-squares fit by the stream behind layer l (and a constant). The numbers of a
+byte-pair vocabulary follow frequency, roughly, so they say something; other vocabularies' need not. The last layer's stream is read
+behind the final norm, as in the published models' hidden states. rho comes from a line through log PR_l, l = 1 .. L, and
+`pearson_r` says how straight that line is.
 """
 
 import math

@@ -1,6 +1,7 @@
 """`braid-eval probe key=value...`: small models trained from scratch on synthetic tasks, and what they learned.
 
-Writes runs.jsonl as runs end, and from them summary.md, probe.json, accuracy.png and state.png. The same command goes on where it was killed.
+Writes runs.jsonl as runs end, and from them summary.md, probe.json, accuracy.png and state.png. The same command goes on where it
+was killed.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Four deterministic context-free tasks (Delétang et al., arXiv:2207.02098, sec. 4): what a stack can do.
 
-Expressions of a length are the paper's: d, -d, (d), (-d) up to 4 tokens, (A op B) above, with the lengths of A and B drawn uniformly
-among those that fit.
+Expressions of a length are the paper's: d, -d, (d), (-d) up to 4 tokens, (A op B) above, with the lengths of A and B drawn
+uniformly among those that fit.
 """
 
 import random

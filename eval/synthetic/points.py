@@ -1,4 +1,4 @@
-"""Runs of a table of architectures and tasks: points that are worked off by several processes, into a file that can be gone on with.
+"""Runs of a table of architectures and tasks: points, worked off by several processes into a file that can be gone on with.
 
 A point's line in the file carries a hash of all that its figures depend on; what has a line is not run again.
 """
@@ -110,8 +110,8 @@ def read_runs(file: Path) -> list[Run]:
     for number, words in enumerate(whole.splitlines(), 1):
         try:
             run = json.loads(words)
-            assert run["key"] and run["accuracy"]
-        except (ValueError, KeyError, TypeError, AssertionError):
+            run["key"], run["accuracy"]
+        except (ValueError, KeyError, TypeError):
             raise DataError(f"{file}, line {number} is no run; take the line out, and its run is made again") from None
         runs.append(run)
     return runs

@@ -4,10 +4,12 @@ Every position is labelled with the automaton's answer so far, where the paper l
 the end.
 """
 
+from functools import partial
+
 import torch
 from torch import Generator, Tensor
 
-from eval.synthetic.task import Batch
+from eval.synthetic.task import Batch, Sample
 from llm.errors import ConfigError
 from llm.ops.cross_entropy import IGNORED
 
@@ -44,8 +46,9 @@ def cycle_navigation(batch: int, length: int, generator: Generator) -> Batch:
     return steps, (steps - 1).cumsum(1) % CYCLE
 
 
-def modular_arithmetic(batch: int, length: int, generator: Generator) -> Batch:
-    """Numbers below 5 with +, - and x between them; at each number the value so far modulo 5, products first.
+def modular_arithmetic(batch: int, length: int, generator: Generator, last: int = TIMES) -> Batch:
+    """Numbers below 5 with +, - and x between them; at each number the value so far modulo 5, products first. last: the last of the
+    operators that come up.
 
     Raises ConfigError: an even length ends in an operator.
     """
@@ -53,7 +56,7 @@ def modular_arithmetic(batch: int, length: int, generator: Generator) -> Batch:
         raise ConfigError(f"length ({length}) of modular_arithmetic must be odd, to end in a number; use {length - 1}")
     tokens = torch.empty(batch, length, dtype=torch.long)
     tokens[:, ::2] = torch.randint(0, MODULUS, (batch, length // 2 + 1), generator=generator)
-    tokens[:, 1::2] = torch.randint(PLUS, TIMES + 1, (batch, length // 2), generator=generator)
+    tokens[:, 1::2] = torch.randint(PLUS, last + 1, (batch, length // 2), generator=generator)
     labels = torch.full_like(tokens, IGNORED)
     # of finished terms; of the last one, which a product may still change
     total, term = torch.zeros(batch, dtype=torch.long), tokens[:, 0]
@@ -65,3 +68,7 @@ def modular_arithmetic(batch: int, length: int, generator: Generator) -> Batch:
         term = torch.where(times, term * number, torch.where(operator == MINUS, -number, number)) % MODULUS
         labels[:, t] = (total + term) % MODULUS
     return tokens, labels
+
+
+# + and - alone: five states instead of a running total beside a product that is not finished
+modular_sums: Sample = partial(modular_arithmetic, last=MINUS)

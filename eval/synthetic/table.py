@@ -39,7 +39,7 @@ class Cell:
 
 
 def chosen(runs: Sequence[Run], task: str, architecture: str) -> list[Run]:
-    """The runs, one per seed, of the architecture's best learning rate: that of least validation loss at sizes that were trained."""
+    """The runs, one per seed, of the architecture's best learning rate: the least validation loss at sizes that were trained."""
     ours = [r for r in runs if (r["task"], r["architecture"]) == (task, architecture)]
     by_rate = {rate: [r for r in ours if r["learning_rate"] == rate] for rate in {r["learning_rate"] for r in ours}}
     best = min(by_rate.values(), key=lambda some: statistics.mean(r["validation_loss"] for r in some))
@@ -68,7 +68,8 @@ def markdown(runs: Sequence[Run]) -> str:
     """One table of all tasks at their largest sizes, and one of each task over sizes."""
     tasks, names = tasks_of(runs), architectures_of(runs)
     found = {(task, name): cells(runs, task, name) for task in tasks for name in architectures_of(runs, task)}
-    lines = ["# Probes", "", f"Accuracy at the largest size tested: mean over seeds [{LEVEL:.0%} interval]; chance: one answer always.", ""]
+    said = f"Accuracy at the largest size tested: mean over seeds [{LEVEL:.0%} interval]; chance: one answer always."
+    lines = ["# Probes", "", said, ""]
     heads = [f"{task} ({TASKS[task].size} {max(_any(found, task))}, trained to {trained_to(runs, task)})" for task in tasks]
     lines += _row(["", *heads]) + _row(["---"] * (1 + len(tasks)))
     for name in names:
@@ -127,24 +128,30 @@ def draw(figure: Any, runs: Sequence[Run], columns: int = 3) -> None:
 
 
 def draw_by_state(figure: Any, runs: Sequence[Run]) -> None:
-    """A panel per task: accuracy at the largest trained size against the numbers that the state holds; one dashed line for each
-    architecture whose state grows."""
+    """A panel per task: accuracy at the largest trained size against the numbers that the state holds, over the widths of the same
+    layers; a dashed line for each architecture whose state grows."""
     tasks = tasks_of(runs)
     for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
-        size = max(int(size) for size in cells(runs, task, architectures_of(runs, task)[0]) if int(size) <= trained_to(runs, task))
         for number, (kind, names) in enumerate(_by_layers(architectures_of(runs, task)).items()):
-            found = [(chosen(runs, task, name)[0]["state"], cells(runs, task, name)[size]) for name in names]
-            color = f"C{number % 10}"
-            for state, cell in found:
-                if state is None:
-                    axes.axhline(cell.mean, color=color, ls="--", lw=1, label=f"{kind}: grows")
-            points = sorted(((s, cell) for s, cell in found if s is not None), key=lambda point: point[0])
-            axes.plot([state for state, _ in points], [cell.mean for _, cell in points], color=color, marker="o", label=kind if points else None)
-            for state, cell in points:
-                axes.plot([state] * len(cell.values), cell.values, ".", color=color, ms=4, alpha=0.6)
-        axes.set(xscale="log", xlabel="numbers in the state", ylabel=f"accuracy at {TASKS[task].size} {size}", title=task, ylim=(-0.03, 1.03))
+            points = [(chosen(runs, task, name)[0]["state"], _at_trained(runs, task, name)) for name in names]
+            fixed = sorted(((state, cell) for state, cell in points if state is not None), key=lambda point: point[0])
+            style = {"color": f"C{number % 10}"}
+            for cell in [cell for state, cell in points if state is None]:
+                axes.axhline(cell.mean, ls="--", lw=1, label=f"{kind}: grows", **style)
+            if fixed:
+                axes.plot([state for state, _ in fixed], [cell.mean for _, cell in fixed], marker="o", label=kind, **style)
+            for state, cell in fixed:
+                axes.plot([state] * len(cell.values), cell.values, ".", ms=4, alpha=0.6, **style)
+        axes.set(xscale="log", xlabel="numbers in the state", title=task, ylim=(-0.03, 1.03))
+        axes.set_ylabel(f"accuracy at {TASKS[task].size} {trained_to(runs, task)}")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
+
+
+def _at_trained(runs: Sequence[Run], task: str, name: str) -> Cell:
+    """At the largest size tested that was trained, or the smallest tested."""
+    found = cells(runs, task, name)
+    return found[max((size for size in found if size <= trained_to(runs, task)), default=min(found))]
 
 
 def _by_layers(names: Sequence[str]) -> dict[str, list[str]]:

@@ -21,8 +21,9 @@ LONGER = (5, 10, 20, 40, 80, 120, 200)
 class Task:
     """A batch of training has one of the sizes `train`, at random.
 
-    size: what is counted by it. last_only: what tests ask; else all labels. tested: drawn in tests instead, where they ask for less
-    than training does. solved: the training loss, in nats per label and over 50 steps, at which a run may end before `steps`; 0: never.
+    size: what is counted by it. last_only: what tests ask; else all labels. tested: drawn in tests instead, where they ask for
+    less than training does. solved: the training loss, in nats per label and over 50 steps, at which a run may end before `steps`;
+    0: never.
     """
 
     sample: Sample
@@ -40,7 +41,7 @@ class Task:
 
 
 def then_asked(given_BT: Tensor, answers_BU: Tensor, ask: int) -> Batch:
-    """The given tokens, then `ask` at each place of an answer: answers are not shown (Delétang et al., arXiv:2207.02098, sec. 4)."""
+    """The given tokens, then `ask` at each place of an answer: answers are not shown (arXiv:2207.02098, sec. 4)."""
     places = torch.full_like(answers_BU, ask)
     nothing = torch.full_like(given_BT, IGNORED)
     return torch.cat([given_BT, places], 1), torch.cat([nothing, answers_BU], 1)

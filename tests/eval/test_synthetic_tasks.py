@@ -49,7 +49,7 @@ def test_batches_hold_ids_and_are_functions_of_the_seed(name):
             assert tokens.shape == labels.shape
             assert len(tokens) == 16
             assert tokens.dtype == labels.dtype == torch.long
-            assert 0 <= tokens.min()
+            assert tokens.min() >= 0
             assert tokens.max() < task.vocab
             assert ((labels == IGNORED) | ((labels >= 0) & (labels < task.vocab))).all()
             again, other = sample(16, size, generator()), sample(16, size, generator(1))
