@@ -4,8 +4,8 @@
     python benchmarks/learning.py --only parity          one claim; the same again goes on where it was stopped
     python benchmarks/learning.py --quick                a few steps of every architecture, no verdict
 
-State (xLSTM, arXiv:2405.04517 sec. 4.1; Merrill et al., arXiv:2404.08819): sLSTM and LSTM find the rules of parity and of sums
-modulo 5 and keep to them at five times the length; attention, Mamba and retention, whose decays are positive (arXiv:2411.12537),
+State (xLSTM, arXiv:2405.04517 sec. 4.1; Merrill et al., arXiv:2404.08819): sLSTM and LSTM find the rules of parity and of arithmetic
+modulo 3 and keep to them at five times the length; attention, Mamba and retention, whose decays are positive (arXiv:2411.12537),
 do not. Recall (Zoology, arXiv:2312.04927): attention and a braid with one layer of it answer all queries; what a recurrent stack
 answers grows with its state.
 

@@ -29,7 +29,7 @@ from eval.synthetic.command import probe
 from eval.tasks import TASKS
 from eval.world import world_of_ranks
 from launch.ranks import settle, without_local_rank
-from llm.errors import BraidError
+from llm.errors import BraidError, ConfigError
 
 # TASK -> what it does with the words that follow, without a model
 WITHOUT_MODEL: dict[str, Callable[[list[str]], object]] = {"scaling": scaling, "probe": probe}
@@ -52,10 +52,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("words", nargs="+", metavar="TASK", help=f"{tasks}, a suite (configs/eval/*.yaml), key=value")
     given = parser.parse_args(without_local_rank(sys.argv[1:] if argv is None else argv))
     try:
+        ranks = settle().world_size
         if given.words[0] in WITHOUT_MODEL:
+            if ranks > 1:
+                raise ConfigError(f"{given.words[0]} runs once, not on {ranks} ranks; start it with plain python")
             WITHOUT_MODEL[given.words[0]]([*given.words[1:], *([f"out={given.out}"] if given.out else [])])
             return 0
-        settle()
         plan = read_plan(given.words)
         with world_of_ranks(given.device) as world:
             reading = Reading(world.device, given.dtype, given.mode, given.trust_remote_code, given.split)

@@ -83,10 +83,8 @@ class ProbeConfig:
         for task in self.tasks:
             for seed in range(self.seeds):
                 for architecture in self.layers:
-                    names, width = parsed(architecture)
-                    used = {name: mixers[name] for name in names}
-                    changes = {key: value for key, value in self.changes().items() if key != "width" or width is None}
-                    points += [Point(task, architecture, rate, seed, used, changes, self.held_out) for rate in self.rates]
+                    used = {name: mixers[name] for name in parsed(architecture)[0]}
+                    points += [Point(task, architecture, rate, seed, used, self.changes(), self.held_out) for rate in self.rates]
         for point in points:
             point.check()
         return points

@@ -44,7 +44,7 @@ class Point:
     @property
     def resolved(self) -> Task:
         _, width = parsed(self.architecture)
-        return dataclasses.replace(TASKS[self.task], **self.changes, **({} if width is None else {"width": width}))
+        return dataclasses.replace(TASKS[self.task], **self.changes | ({} if width is None else {"width": width}))
 
     def model(self) -> ModelConfig:
         """Raises ConfigError."""

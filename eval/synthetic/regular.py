@@ -46,29 +46,27 @@ def cycle_navigation(batch: int, length: int, generator: Generator) -> Batch:
     return steps, (steps - 1).cumsum(1) % CYCLE
 
 
-def modular_arithmetic(batch: int, length: int, generator: Generator, last: int = TIMES) -> Batch:
-    """Numbers below 5 with +, - and x between them; at each number the value so far modulo 5, products first. last: the last of the
-    operators that come up.
+def modular_arithmetic(batch: int, length: int, generator: Generator, modulus: int = MODULUS, operators: int = 3) -> Batch:
+    """Numbers below the modulus with the first so many of +, -, x (the next ids) between them; at each number the value so far,
+    products first.
 
     Raises ConfigError: an even length ends in an operator.
     """
     if length % 2 == 0:
         raise ConfigError(f"length ({length}) of modular_arithmetic must be odd, to end in a number; use {length - 1}")
     tokens = torch.empty(batch, length, dtype=torch.long)
-    tokens[:, ::2] = torch.randint(0, MODULUS, (batch, length // 2 + 1), generator=generator)
-    tokens[:, 1::2] = torch.randint(PLUS, last + 1, (batch, length // 2), generator=generator)
+    tokens[:, ::2] = torch.randint(0, modulus, (batch, length // 2 + 1), generator=generator)
+    tokens[:, 1::2] = torch.randint(modulus, modulus + operators, (batch, length // 2), generator=generator)
     labels = torch.full_like(tokens, IGNORED)
     # of finished terms; of the last one, which a product may still change
     total, term = torch.zeros(batch, dtype=torch.long), tokens[:, 0]
     labels[:, 0] = term
     for t in range(2, length, 2):
-        operator, number = tokens[:, t - 1], tokens[:, t]
-        times = operator == TIMES
-        total = torch.where(times, total, total + term)
-        term = torch.where(times, term * number, torch.where(operator == MINUS, -number, number)) % MODULUS
-        labels[:, t] = (total + term) % MODULUS
+        operator, number = tokens[:, t - 1] - modulus, tokens[:, t]
+        total = torch.where(operator == 2, total, total + term)
+        term = torch.where(operator == 2, term * number, torch.where(operator == 1, -number, number)) % modulus
+        labels[:, t] = (total + term) % modulus
     return tokens, labels
 
 
-# + and - alone: five states instead of a running total beside a product that is not finished
-modular_sums: Sample = partial(modular_arithmetic, last=MINUS)
+modular_arithmetic_3: Sample = partial(modular_arithmetic, modulus=3)

@@ -177,6 +177,22 @@ def test_what_a_user_gets_wrong_is_said(words, sentence, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+def test_the_hierarchys_config_names_all_of_it():
+    config = load(ProbeConfig, ["configs/probe/chomsky.yaml"], {})
+    others = {"modular_arithmetic_3", "s5", "a5", "recall", "induction", "selective_copy", "bigrams"}
+    assert set(config.tasks) == set(TASKS) - others
+    assert len(config.tasks) == 15
+    config.check()
+
+
+def test_one_process_is_asked_for(monkeypatch, capsys):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RANK", "0")
+    assert main(["probe"]) == 2
+    assert "probe runs once, not on 2 ranks" in capsys.readouterr().err
+
+
 def test_a_task_has_its_own_settings_unless_others_are_given():
     (point,) = load(ProbeConfig, ["tasks=[recall]", "layers=[retention]", "seeds=1"], {}).points()
     assert point.resolved == TASKS["recall"]
