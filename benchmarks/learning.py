@@ -4,8 +4,8 @@
     python benchmarks/learning.py --only parity          one claim; the same again goes on where it was stopped
     python benchmarks/learning.py --quick                a few steps of every architecture, no verdict
 
-State (xLSTM, arXiv:2405.04517 sec. 4.1; Merrill et al., arXiv:2404.08819): sLSTM and LSTM find the rules of parity and of arithmetic
-modulo 3 and keep to them at five times the length; attention, Mamba and retention, whose decays are positive (arXiv:2411.12537),
+State (xLSTM, arXiv:2405.04517 sec. 4.1; Merrill et al., arXiv:2404.08819): sLSTM and LSTM find the rules of parity and of sums
+modulo 5 and keep to them at five times the length; attention, Mamba and retention, whose decays are positive (arXiv:2411.12537),
 do not. Recall (Zoology, arXiv:2312.04927): attention and a braid with one layer of it answer all queries; what a recurrent stack
 answers grows with its state.
 
@@ -51,7 +51,8 @@ class Claim:
 
 
 GROWING_STATE = [f"retention+retention@{width}" for width in (16, 32, 64)]
-WITHOUT_STATE = ["attention", "attention+attention", "mamba", "mamba+mamba", "retention", "retention+retention"]
+TWO_LAYERS = ["attention+attention", "mamba+mamba", "retention+retention"]
+WITHOUT_STATE = ["attention", "mamba", "retention", *TWO_LAYERS]
 CLAIMS = {
     "recall": Claim(
         ProbeConfig(["recall"], ["mamba2+mamba2", "attention+attention", "mamba2+attention"], rates=RATES),
@@ -63,6 +64,12 @@ CLAIMS = {
         solved=[2, 4, 8],
         solvers=["attention+attention@16", "retention+attention@16"],
         rising=[GROWING_STATE],
+    ),
+    "modular_sums": Claim(
+        ProbeConfig(["modular_sums"], ["slstm", "lstm", *TWO_LAYERS], mixers={"attention": {"heads": 4}}, rates=[1e-2]),
+        solved=[200],
+        solvers=["slstm", "lstm"],
+        failing=TWO_LAYERS,
     ),
     "parity": Claim(
         ProbeConfig(["parity"], ["slstm", "lstm", *WITHOUT_STATE], mixers={"attention": {"heads": 4}}, rates=RATES),

@@ -22,14 +22,17 @@ def bits(batch: int, length: int, generator: Generator) -> Tensor:
     return torch.randint(0, 2, (batch, length), generator=generator)
 
 
-def parity(batch: int, length: int, generator: Generator) -> Batch:
-    """Random bits; the parity of those up to and with this one.
+def modular_sums(batch: int, length: int, generator: Generator, modulus: int = MODULUS) -> Batch:
+    """Random numbers below the modulus; the sum of those up to and with this one.
 
-    Tracking the state of the smallest group, Z2 (Merrill et al., arXiv:2404.08819 sec. 3); the task "Parity" of xLSTM
-    (arXiv:2405.04517 sec. 4.1) is the last of the labels.
+    The word problem of a cyclic group (Merrill et al., arXiv:2404.08819 sec. 3). `parity` is the smallest, modulo 2; the task
+    "Parity" of xLSTM (arXiv:2405.04517 sec. 4.1) is the last of its labels.
     """
-    x = bits(batch, length, generator)
-    return x, x.cumsum(1) % 2
+    x = torch.randint(0, modulus, (batch, length), generator=generator)
+    return x, x.cumsum(1) % modulus
+
+
+parity: Sample = partial(modular_sums, modulus=2)
 
 
 def even_pairs(batch: int, length: int, generator: Generator) -> Batch:
@@ -46,27 +49,24 @@ def cycle_navigation(batch: int, length: int, generator: Generator) -> Batch:
     return steps, (steps - 1).cumsum(1) % CYCLE
 
 
-def modular_arithmetic(batch: int, length: int, generator: Generator, modulus: int = MODULUS, operators: int = 3) -> Batch:
-    """Numbers below the modulus with the first so many of +, -, x (the next ids) between them; at each number the value so far,
-    products first.
+def modular_arithmetic(batch: int, length: int, generator: Generator) -> Batch:
+    """Numbers below 5 with +, - and x between them; at each number the value so far modulo 5, products first.
 
     Raises ConfigError: an even length ends in an operator.
     """
     if length % 2 == 0:
         raise ConfigError(f"length ({length}) of modular_arithmetic must be odd, to end in a number; use {length - 1}")
     tokens = torch.empty(batch, length, dtype=torch.long)
-    tokens[:, ::2] = torch.randint(0, modulus, (batch, length // 2 + 1), generator=generator)
-    tokens[:, 1::2] = torch.randint(modulus, modulus + operators, (batch, length // 2), generator=generator)
+    tokens[:, ::2] = torch.randint(0, MODULUS, (batch, length // 2 + 1), generator=generator)
+    tokens[:, 1::2] = torch.randint(PLUS, TIMES + 1, (batch, length // 2), generator=generator)
     labels = torch.full_like(tokens, IGNORED)
     # of finished terms; of the last one, which a product may still change
     total, term = torch.zeros(batch, dtype=torch.long), tokens[:, 0]
     labels[:, 0] = term
     for t in range(2, length, 2):
-        operator, number = tokens[:, t - 1] - modulus, tokens[:, t]
-        total = torch.where(operator == 2, total, total + term)
-        term = torch.where(operator == 2, term * number, torch.where(operator == 1, -number, number)) % modulus
-        labels[:, t] = (total + term) % modulus
+        operator, number = tokens[:, t - 1], tokens[:, t]
+        times = operator == TIMES
+        total = torch.where(times, total, total + term)
+        term = torch.where(times, term * number, torch.where(operator == MINUS, -number, number)) % MODULUS
+        labels[:, t] = (total + term) % MODULUS
     return tokens, labels
-
-
-modular_arithmetic_3: Sample = partial(modular_arithmetic, modulus=3)

@@ -12,9 +12,9 @@ BRACKETS = 13
 
 TASKS: dict[str, Task] = {
     "parity": Task(regular.parity, 2),
+    "modular_sums": Task(regular.modular_sums, 5, steps=3000),
     "even_pairs": Task(regular.even_pairs, 2),
     "cycle_navigation": Task(regular.cycle_navigation, 5),
-    "modular_arithmetic_3": Task(regular.modular_arithmetic_3, 6, train=ODD, tests=ODD_LONGER, steps=2000),
     "modular_arithmetic": Task(regular.modular_arithmetic, 8, train=ODD, tests=ODD_LONGER, steps=3000),
     "s5": Task(groups.s5, 120, steps=3000),
     "a5": Task(groups.a5, 60, steps=3000),

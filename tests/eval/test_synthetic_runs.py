@@ -179,7 +179,7 @@ def test_what_a_user_gets_wrong_is_said(words, sentence, tmp_path):
 
 def test_the_hierarchys_config_names_all_of_it():
     config = load(ProbeConfig, ["configs/probe/chomsky.yaml"], {})
-    others = {"modular_arithmetic_3", "s5", "a5", "recall", "induction", "selective_copy", "bigrams"}
+    others = {"modular_sums", "s5", "a5", "recall", "induction", "selective_copy", "bigrams"}
     assert set(config.tasks) == set(TASKS) - others
     assert len(config.tasks) == 15
     config.check()

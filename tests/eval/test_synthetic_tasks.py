@@ -81,13 +81,18 @@ def test_a_cycle_is_walked():
             assert label == place
 
 
-@pytest.mark.parametrize("modulus", [3, 5])
-def test_modular_arithmetic_is_pythons(modulus):
-    for tokens, labels in rows(regular.modular_arithmetic, 32, 23, modulus=modulus):
-        text = "".join([*map(str, range(modulus)), *"+-*"][token] for token in tokens)
+def test_modular_arithmetic_is_pythons():
+    for tokens, labels in rows(regular.modular_arithmetic, 32, 23):
+        text = "".join("01234+-*"[token] for token in tokens)
         assert re.fullmatch(r"\d([-+*]\d)*", text)
         for i, label in enumerate(labels):
-            assert label == (IGNORED if i % 2 else eval(text[: i + 1]) % modulus)
+            assert label == (IGNORED if i % 2 else eval(text[: i + 1]) % 5)
+
+
+def test_sums_are_pythons():
+    for numbers, labels in rows(regular.modular_sums, 16, 23):
+        assert set(numbers) <= set(range(5))
+        assert labels == [sum(numbers[: i + 1]) % 5 for i in range(23)]
 
 
 @pytest.mark.parametrize(("even", "order"), [(False, 120), (True, 60)])
