@@ -60,7 +60,7 @@ CLAIMS = {
         solvers=["attention+attention", "mamba2+attention"],
     ),
     "recall_by_state": Claim(
-        ProbeConfig(["recall"], [*GROWING_STATE, "attention+attention@16", "retention+attention@16"], rates=[5e-3]),
+        ProbeConfig(["recall"], [*GROWING_STATE, "attention+attention@16", "retention+attention@16"], rates=RATES[:2], steps=5000),
         solved=[2, 4, 8],
         solvers=["attention+attention@16", "retention+attention@16"],
         rising=[GROWING_STATE],

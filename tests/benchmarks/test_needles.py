@@ -29,7 +29,7 @@ def test_verdicts_can_fail():
     def of(attention: float, braid: float, long: float) -> list[bool]:
         worst = {FINDERS[0]: (attention, 1.0), FINDERS[1]: (braid, 1.0), FADING: (long, 0.9)}
         cells = {
-            name: [{"length": length, "first": {"value": value}} for length, value in zip((512, 64), values, strict=True)]
+            name: [{"length": length, "first": {"value": value}} for length, value in zip((512, 32), values, strict=True)]
             for name, values in worst.items()
         }
         return [holds for holds, _ in verdicts({name: {"details": {"cells": found}} for name, found in cells.items()})]
