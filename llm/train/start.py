@@ -13,6 +13,8 @@ import torch
 from llm.cost import model_cost
 from llm.data import Manifest
 from llm.errors import BraidError, ConfigError, DataError
+from llm.ops import kernels
+from llm.ops.routes import ROUTES
 from llm.train.branch import check_branch
 from llm.train.checkpoint_files import FILES, checkpoints
 from llm.train.config import RunConfig, check, load_config
@@ -43,6 +45,8 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
     manifest = config.data.load_manifest()
     check(config, world.size, manifest)
     config, why = resolved(config, world.device)
+    kernels.check(config.kernels, ROUTES, world.device)
+    kernels.use(config.kernels)
     changed = folder.check_same(config)
     check_branch(config)
     evaluate = plan_evaluation(config, folder, world) if plan_evaluation and config.train.evaluate.every else None
