@@ -1,7 +1,8 @@
 """`python launch/describe.py FILE.yaml... key.path=value... [ranks=N]`: what a run costs, from its config alone.
 
 Parameters, FLOPs and state by layer; how sequences cross ranks; the most bytes that a rank holds, of `ranks` (by default as many as
-share a sequence). The last is found by a step on tensors without values: seconds, no memory, no GPU.
+share a sequence). The last is found by a step on tensors without values: seconds, no memory, no GPU. `--kernels [sm_90]` before the
+words prints what GPU kernels can, and which would run the config's layers.
 """
 
 import sys
@@ -19,6 +20,7 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
+from launch.kernel_table import show
 from llm.cost import Cost, model_cost
 from llm.errors import BraidError, ConfigError
 from llm.mixers.ops import ops_of
@@ -36,6 +38,9 @@ def main(argv: list[str] | None = None) -> int:
         print(__doc__)
         return 0 if words else 2
     try:
+        if words[0] == "--kernels":
+            show(words[1:])
+            return 0
         config = load_config([word for word in words if not word.startswith(RANKS)])
         ranks = ranks_of(words, config.parallel.sequence)
         check_ranks(config, ranks)

@@ -102,7 +102,7 @@ class Route:
     def refusal(self, facts: Facts) -> str | None:
         """Why it cannot run the call; None: it can."""
         if facts.capability < self.capability:
-            return f"needs compute capability {'.'.join(map(str, self.capability))}, and the device has {facts}"
+            return f"needs compute capability {'.'.join(map(str, self.capability))}, not {'.'.join(map(str, facts.capability))}"
         if facts.dtype not in self.dtypes:
             return f"computes in {', '.join(NAMES[d] for d in self.dtypes)}, not in {NAMES.get(facts.dtype, facts.dtype)}"
         if facts.dtype == torch.float32 and not self.exact_float32 and torch.get_float32_matmul_precision() == "highest":
@@ -124,6 +124,9 @@ class Route:
 
 Families = Mapping[str, Sequence[Route]]
 _chosen = KernelsConfig()
+Choices = list[tuple[str, Route | None, str]]
+# (capability, choices made) of a device that is not there
+_simulated: tuple[tuple[int, int], Choices] | None = None
 
 
 def use(config: KernelsConfig) -> None:
@@ -143,8 +146,23 @@ def using(**settings: Any) -> Iterator[None]:
         use(before)
 
 
+@contextmanager
+def simulated(capability: tuple[int, int], config: KernelsConfig) -> Iterator[Choices]:
+    """Ops choose as on a device of this capability with every package installed, and run in PyTorch. What they chose, and why."""
+    global _simulated
+    choices: Choices = []
+    _simulated = capability, choices
+    try:
+        with using(**asdict(config)):
+            yield choices
+    finally:
+        _simulated = None
+
+
 def capability(x: Tensor) -> tuple[int, int] | None:
     """Of the tensor's device; None where none of these kernels runs."""
+    if _simulated is not None:
+        return _simulated[0]
     return torch.cuda.get_device_capability(x.device) if x.is_cuda else None
 
 
@@ -156,26 +174,32 @@ def choose(family: str, routes: Sequence[Route], facts: Facts, asked: str) -> Ro
     """The route that is to run; None: the PyTorch form. Says which, and why, once. Raises ConfigError where `asked` cannot."""
     setting = SETTING.get(family, family)
     if asked == "torch":
-        say(f"{family}: PyTorch, because kernels.{setting}=torch")
-        return None
+        return _decided(family, None, f"{family}: PyTorch, because kernels.{setting}=torch")
     reasons: dict[str, None] = {}
     for route in routes:
         if asked not in ("auto", route.name):
             continue
-        absent = missing(route)
+        absent = None if _simulated else missing(route)
         if absent:
             reasons[f"{route.package} {absent}"] = None
             continue
         reason = route.refusal(facts) or (route.declines(facts) if route.declines and asked == "auto" else None)
         if reason is None:
             passed = f"; passed over: {'; '.join(reasons)}" if reasons else ""
-            say(f"{family}: {route.package} {version(route.package)} {route.function}, because {facts}{passed}")
-            return route
+            named = " ".join(word for word in (route.package, version(route.package), route.function) if word)
+            return _decided(family, route, f"{family}: {named}, because {facts}{passed}")
         reasons[f"{route.package} {route.function} {reason}"] = None
     why = "; ".join(reasons) or "it has no kernel for this"
     if asked != "auto":
         raise ConfigError(f"kernels.{setting} ({asked}) cannot run {family} on {facts}: {why}; use kernels.{setting}=auto")
-    say(f"{family}: PyTorch on {facts}, because {why}")
+    return _decided(family, None, f"{family}: PyTorch on {facts}, because {why}")
+
+
+def _decided(family: str, route: Route | None, sentence: str) -> Route | None:
+    if _simulated is None:
+        say(sentence)
+        return route
+    _simulated[1].append((family, route, sentence.partition("because ")[2]))
     return None
 
 
@@ -244,6 +268,25 @@ def check(config: KernelsConfig, families: Families, device: torch.device) -> No
         reason = next((reason for route in routes if (reason := missing(route))), None)
         if reason:
             raise ConfigError(f"kernels.{setting} ({name}) {reason}; or use kernels.{setting}=auto")
+
+
+class _NoGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, why: str) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.why = why
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, dx: Tensor | None) -> Any:
+        if dx is not None:
+            raise ConfigError(ctx.why)
+        return None, None
+
+
+def no_gradient(x: Tensor, setting: str, name: str, what: str) -> Tensor:
+    """x, which stops the backward pass where a gradient comes to it that the kernel does not have."""
+    return _NoGradient.apply(x, f"kernels.{setting} ({name}) has no gradient of {what}, which this loss asks for; use torch there")
 
 
 def extent(*tensors: Tensor) -> int:

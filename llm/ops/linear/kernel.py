@@ -24,6 +24,8 @@ CHUNK_SCAN = "mamba_ssm.ops.triton.ssd_combined:mamba_chunk_scan_combined"
 XL_CHUNK = "mlstm_kernels.torch.chunkwise.triton_xl_chunk:mlstm_chunkwise__xl_chunk"
 # tokens of a chunk of mamba-ssm and mlstm_kernels
 CHUNK = 128
+# its columns beside the values come in so many: rows of states stay aligned
+COLUMNS = 16
 TRITON = (*HALF, torch.float32)
 
 
@@ -113,11 +115,14 @@ def mlstm_simple_gla(q, k, v, log_input, log_forget, state, *, scale: float = 1.
         # no more than a rounding above 0
         decay = log_forget - since_BTH
         gated = k * (log_input - m_BTH).exp()[..., None].to(k.dtype)
-        widened = F.pad(v, (0, 1), value=1.0)
-        read, final = simple_gla(q, gated, widened, decay, joint, scale=scale, at=at)
-        norm = torch.maximum(read[..., -1:].to(joint.dtype).abs(), (-m_BTH).exp()[..., None])
+        V = v.shape[-1]
+        more = -(V + 1) % COLUMNS
+        widened = F.pad(F.pad(v, (0, 1), value=1.0), (0, more))
+        read, final = simple_gla(q, gated, widened, decay, F.pad(joint, (0, more)), scale=scale, at=at)
+        norm = torch.maximum(read[..., V : V + 1].to(joint.dtype).abs(), (-m_BTH).exp()[..., None])
         # the kernel's last state is in the last token's gauge
-        return (read[..., :-1] / norm).to(v.dtype), final * (m_BTH[:, -1] - final_m_BH).exp()[..., None, None]
+        final = final[..., : V + 1] * (m_BTH[:, -1] - final_m_BH).exp()[..., None, None]
+        return (read[..., :V] / norm).to(v.dtype), final
 
     return normalised(run, q, k, v, log_input, log_forget, state, starts, scale)
 
@@ -176,9 +181,9 @@ MAMBA: dict[str, Any] = {
 
 LINEAR = (
     Route(
-        entry=SIMPLE_GLA, run=simple_gla, more=_decay_is("fixed", "per head"), widths={"K": (16, 256, 1), "V": (16, 512, 1)}, **FLA
+        entry=SIMPLE_GLA, run=simple_gla, more=_decay_is("fixed", "per head"), widths={"K": (16, 256, 2), "V": (16, 512, 2)}, **FLA
     ),
-    Route(entry=GLA, run=gla, more=_decay_is("per channel"), widths={"K": (16, 256, 1), "V": (16, 512, 1)}, **FLA),
+    Route(entry=GLA, run=gla, more=_decay_is("per channel"), widths={"K": (16, 256, 2), "V": (16, 512, 2)}, **FLA),
     Route(run=chunk_scan_fixed, more=_decay_is("fixed"), **MAMBA),
 )
 SSD = (Route(run=chunk_scan, **MAMBA), Route(entry=SIMPLE_GLA, run=ssd_simple_gla, widths=LINEAR[0].widths, **FLA))
@@ -195,5 +200,5 @@ MLSTM = (
         gradient=False,
         more=_whole_chunks,
     ),
-    Route(entry=SIMPLE_GLA, run=mlstm_simple_gla, widths={"K": (16, 256, 1), "V": (16, 511, 1)}, **FLA),
+    Route(entry=SIMPLE_GLA, run=mlstm_simple_gla, widths={"K": (16, 256, 2), "V": (16, 496, 2)}, **FLA),
 )

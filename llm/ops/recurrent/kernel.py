@@ -1,6 +1,8 @@
 """Nonlinear recurrences by flashrnn's fused Triton kernel (arXiv:2412.07752): a head's recurrent matrix stays on its processor.
 
-Definition: `naive.py`. The kernel's states are those of `cells.py`, h first, and so are its gates.
+Definition: `naive.py`. The kernel's states are those of `cells.py`, h first, and so are its gates. Its sLSTM takes the stabiliser m
+for a constant: of the state that comes in, m enters c and n here; of the one that leaves, h alone has a gradient. Its tanh is made
+of exp(-2 z), so z is held where tanh is 1 and exp finite. Its LSTM is float32 alone: it has no narrower sigmoid.
 """
 
 from typing import Any
@@ -10,10 +12,12 @@ from torch import Tensor
 
 from llm.docs import Stretch
 from llm.ops import kernels
-from llm.ops.kernels import HALF, NAMES, Facts, Route
+from llm.ops.kernels import HALF, Facts, Route
 
 FLASHRNN = "flashrnn.flashrnn.flashrnn:flashrnn"
 DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
+# of both cells, the gate that goes through tanh, and where it may be
+Z, MOST_Z = 2, 30.0
 # R of all gates is held on chip
 MOST = {torch.bfloat16: 128, torch.float16: 128, torch.float32: 64}
 
@@ -25,9 +29,14 @@ def facts(x_BTHMV: Tensor, *_: Any, cell: str) -> dict[str, Any]:
 def flashrnn(x_BTHMV, R_HMVV, bias_HMV, state, *, cell: str, at: Stretch) -> tuple[Tensor, tuple[Tensor, ...]]:
     if at.documents is not None:
         state = tuple(torch.where(at.documents.starts_BT[:, 0, None, None], 0, s) for s in state)
-    dtype = x_BTHMV.dtype
+    if cell == "slstm":
+        h, c, n, m = state
+        gauge = (m - m.detach()).exp()
+        state = (h, c * gauge, n * gauge, m.detach())
+    dtype = torch.float32 if cell == "lstm" else x_BTHMV.dtype
+    i, f, z, o = x_BTHMV.to(dtype).unbind(3)
     states, final = kernels.entry(FLASHRNN)(
-        x_BTHMV.transpose(2, 3),
+        torch.stack([i, f, z.clamp(-MOST_Z, MOST_Z), o], 2),
         R_HMVV.transpose(0, 1).to(dtype),
         bias_HMV.transpose(0, 1).to(dtype),
         # [states, B, 1, H, V]
@@ -36,16 +45,18 @@ def flashrnn(x_BTHMV, R_HMVV, bias_HMV, state, *, cell: str, at: Stretch) -> tup
         backend="triton_fused",
         dtype=DTYPES[dtype],
     )
-    return states[0], tuple(final[:, :, 0].float().unbind())
+    h, *rest = final[:, :, 0].float().unbind()
+    if cell == "slstm":
+        rest = [kernels.no_gradient(s, "recurrent", "flashrnn", "sLSTM's final c, n and m") for s in rest]
+    return states[0].to(x_BTHMV.dtype), (h, *rest)
 
 
 def _held(facts: Facts) -> str | None:
     cell, V = facts.special.get("cell"), facts.sizes.get("V", 16)
     if cell not in (None, "lstm", "slstm"):
         return f"has no fused {cell}"
-    if V & (V - 1) or not 16 <= V <= MOST[facts.dtype]:
-        return f"takes V of 16, 32, ... {MOST[facts.dtype]} in {NAMES[facts.dtype]}, not V={V}"
-    return None
+    most = MOST[torch.float32 if cell == "lstm" else facts.dtype]
+    return f"takes V of 16, 32, ... {most} here, not V={V}" if V & (V - 1) or not 16 <= V <= most else None
 
 
 ROUTES = (
@@ -56,7 +67,9 @@ ROUTES = (
         extra="flashrnn",
         run=flashrnn,
         dtypes=(*HALF, torch.float32),
+        widths={"V": (16, 128, 16)},
         documents=False,
+        state_gradient=False,
         more=_held,
     ),
 )

@@ -1,0 +1,45 @@
+"""Every Triton route is the definition, in outputs, states and every gradient; the table in docs/kernels.md is this run's.
+
+`make test-kernels WRITE=1` writes it anew.
+"""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from llm.ops import kernels, routes
+from tests.checkout import ROOT
+from tests.kernels.cases import Case, differences
+from tests.kernels.triton_cases import CASES
+
+BOUNDS = {torch.float32: 2e-5, torch.float16: 4e-3}
+TABLE = ROOT / "docs" / "kernels.md"
+HEAD = "<!-- parity: written by `make test-kernels WRITE=1` -->\n"
+
+
+@pytest.fixture(scope="module")
+def lines() -> Iterator[list[str]]:
+    rows = ["| call | kernel | dtype | documents | output | states | worst gradient | s |", "|---|---|---|---|---|---|---|---|"]
+    yield rows
+    if os.environ.get("WRITE") == "1":
+        before, _, rest = TABLE.read_text().partition(HEAD)
+        TABLE.write_text(before + HEAD + "\n".join(rows) + "\n\n" + rest.partition("\n\n")[2])
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("dtype", BOUNDS, ids=["fp32", "fp16"])
+@pytest.mark.parametrize(("case", "documents"), [(c, d) for c in CASES for d in (False, True) if c.documents or not d], ids=str)
+def test_a_kernel_is_the_definition(case: Case, documents: bool, dtype: torch.dtype, lines: list[str]):
+    found, seconds = differences(case, dtype, documents)
+    (route, *_) = [r for r in routes.ROUTES[case.family] if r.name == case.route]
+    worst = {
+        kind: max((error for name, error in found.items() if name.startswith(kind)), default=None)
+        for kind in ("output", "state", "d")
+    }
+    numbers = ["none" if error is None else f"{error:.0e}" for error in worst.values()]
+    package = f"{route.package} {kernels.version(route.package)}"
+    cells = [case.name, package, kernels.NAMES[dtype], "yes" if documents else "no", *numbers, f"{seconds:.1f}"]
+    lines.append(f"| {' | '.join(cells)} |")
+    assert max(found.values()) <= BOUNDS[dtype], found
