@@ -47,8 +47,8 @@ class Facts:
     """What is known of a call before it runs.
 
     tokens: T. sizes: by letter (K, V, ...). documents: whether one starts behind a row's first token. carried: whether tokens lie
-    behind the incoming state. gradient: whether one is asked for. extent: the largest offset into a tensor. special: what a family
-    adds.
+    behind the incoming state. gradient: whether one is asked for. mixed: whether a stream is narrower than float32. extent: the
+    largest offset into a tensor. special: what a family adds.
     """
 
     dtype: torch.dtype
@@ -58,6 +58,7 @@ class Facts:
     documents: bool = False
     carried: bool = False
     gradient: bool = True
+    mixed: bool = False
     extent: int = 0
     special: Mapping[str, Any] = field(default_factory=dict)
 
@@ -105,7 +106,11 @@ class Route:
             return f"needs compute capability {'.'.join(map(str, self.capability))}, not {'.'.join(map(str, facts.capability))}"
         if facts.dtype not in self.dtypes:
             return f"computes in {', '.join(NAMES[d] for d in self.dtypes)}, not in {NAMES.get(facts.dtype, facts.dtype)}"
-        if facts.dtype == torch.float32 and not self.exact_float32 and torch.get_float32_matmul_precision() == "highest":
+        if (
+            facts.dtype == torch.float32
+            and not (facts.mixed or self.exact_float32)
+            and torch.get_float32_matmul_precision() == "highest"
+        ):
             return "multiplies float32 in TF32, which torch.set_float32_matmul_precision('high') would allow"
         for letter, (least, most, multiple) in self.widths.items():
             size = facts.sizes.get(letter, least)

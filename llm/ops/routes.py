@@ -43,13 +43,15 @@ def kernel_of(family: str, at: Stretch, x: Tensor, *streams: Any, **settings: An
     capability = None if family not in ROUTES else kernels.capability(x)
     if capability is None:
         return None
+    tensors = _tensors((x, *streams))
     known = Facts(
         x.dtype,
         capability,
         tokens=at.tokens,
         documents=at.documents is not None and at.documents.cut,
         carried=not at.fresh,
-        gradient=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _tensors((x, *streams))),
+        gradient=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors),
+        mixed=any(tensor.dtype in kernels.HALF for tensor in tensors),
         **FACTS[family](x, *streams, **settings),
     )
     route = kernels.choose(family, ROUTES[family], known, kernels.asked(family))

@@ -49,7 +49,7 @@ def decays(*shape: int) -> Tensor:
 class Case:
     """streams: makes `{name: tensor, or a tuple of them}` for so many tokens. exact: those that stay in float32.
 
-    gradient, state_gradient: False where the kernel has none, or none of the state that leaves. tokens: of a row. starts: of documents, by row.
+    gradient, state_gradient: False where the kernel has none, or none of the state that leaves. tokens: of a row.
     """
 
     name: str

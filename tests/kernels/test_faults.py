@@ -1,4 +1,4 @@
-"""Faults planted in the calls of real kernels are seen by the comparison with the definition; calls in CUDA bind to their packages."""
+"""Faults planted in calls of real kernels are seen by the comparison; calls of kernels in CUDA bind to the packages."""
 
 import inspect
 from unittest.mock import patch

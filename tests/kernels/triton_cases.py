@@ -1,7 +1,5 @@
 """The routes whose kernels are Triton's, at the smallest sizes that hold more than one chunk."""
 
-from functools import partial
-
 from tests.kernels.cases import (
     Case,
     conv_streams,
@@ -22,16 +20,7 @@ CASES = [
     Case("mLSTM, simple GLA", "mlstm", "fla", mlstm_streams, {"scale": 0.25}),
     Case("mLSTM, xl_chunk", "mlstm", "mlstm_kernels", mlstm_streams, {"scale": 0.25}, tokens=256, documents=False, gradient=False),
     Case("elementwise, HGRN", "elementwise", "fla", elementwise_streams, exact=("decay", "state")),
-    Case("LSTM, fused", "recurrent", "flashrnn", recurrent_streams("lstm"), {"cell": "lstm"}, tokens=5, documents=False),
-    Case(
-        "sLSTM, fused",
-        "recurrent",
-        "flashrnn",
-        recurrent_streams("slstm"),
-        {"cell": "slstm"},
-        tokens=5,
-        documents=False,
-        state_gradient=False,
-    ),
-    Case("convolution", "conv", "fla", partial(conv_streams)),
+    Case("LSTM, fused", "recurrent", "flashrnn", recurrent_streams("lstm"), {"cell": "lstm"}, tokens=7),
+    Case("sLSTM, fused", "recurrent", "flashrnn", recurrent_streams("slstm"), {"cell": "slstm"}, tokens=7, state_gradient=False),
+    Case("convolution", "conv", "fla", conv_streams),
 ]

@@ -3,6 +3,9 @@
 Definition: `naive.py`. The kernel's states are those of `cells.py`, h first, and so are its gates. Its sLSTM takes the stabiliser m
 for a constant: of the state that comes in, m enters c and n here; of the one that leaves, h alone has a gradient. Its tanh is made
 of exp(-2 z), so z is held where tanh is 1 and exp finite. Its LSTM is float32 alone: it has no narrower sigmoid.
+
+It knows no documents: before each goes a token whose gates are all shut. Its h is 0, and so is what the next keeps of c and n,
+exactly: LSTM's forget and input gates are 0 there, sLSTM's m is so low that the next forget gate is.
 """
 
 from typing import Any
@@ -13,11 +16,13 @@ from torch import Tensor
 from llm.docs import Stretch
 from llm.ops import kernels
 from llm.ops.kernels import HALF, Facts, Route
+from llm.ops.slots import slots_of
 
 FLASHRNN = "flashrnn.flashrnn.flashrnn:flashrnn"
 DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
 # of both cells, the gate that goes through tanh, and where it may be
 Z, MOST_Z = 2, 30.0
+SHUT = -1e4
 # R of all gates is held on chip
 MOST = {torch.bfloat16: 128, torch.float16: 128, torch.float32: 64}
 
@@ -27,15 +32,15 @@ def facts(x_BTHMV: Tensor, *_: Any, cell: str) -> dict[str, Any]:
 
 
 def flashrnn(x_BTHMV, R_HMVV, bias_HMV, state, *, cell: str, at: Stretch) -> tuple[Tensor, tuple[Tensor, ...]]:
-    if at.documents is not None:
-        state = tuple(torch.where(at.documents.starts_BT[:, 0, None, None], 0, s) for s in state)
     if cell == "slstm":
         h, c, n, m = state
         gauge = (m - m.detach()).exp()
         state = (h, c * gauge, n * gauge, m.detach())
     dtype = torch.float32 if cell == "lstm" else x_BTHMV.dtype
-    i, f, z, o = x_BTHMV.to(dtype).unbind(3)
-    states, final = kernels.entry(FLASHRNN)(
+    slots = slots_of(at, len(x_BTHMV), x_BTHMV.device)
+    x_BSHMV = slots.placed(x_BTHMV.to(dtype), SHUT) if at.documents is not None else x_BTHMV.to(dtype)
+    i, f, z, o = x_BSHMV.unbind(3)
+    states, _ = kernels.entry(FLASHRNN)(
         torch.stack([i, f, z.clamp(-MOST_Z, MOST_Z), o], 2),
         R_HMVV.transpose(0, 1).to(dtype),
         bias_HMV.transpose(0, 1).to(dtype),
@@ -45,10 +50,11 @@ def flashrnn(x_BTHMV, R_HMVV, bias_HMV, state, *, cell: str, at: Stretch) -> tup
         backend="triton_fused",
         dtype=DTYPES[dtype],
     )
-    h, *rest = final[:, :, 0].float().unbind()
+    last_B = slots.slot_BT[:, -1]
+    h, *rest = states[:, torch.arange(len(last_B), device=last_B.device), last_B].float().unbind()
     if cell == "slstm":
         rest = [kernels.no_gradient(s, "recurrent", "flashrnn", "sLSTM's final c, n and m") for s in rest]
-    return states[0].to(x_BTHMV.dtype), (h, *rest)
+    return slots.taken(states[0]).to(x_BTHMV.dtype), (h, *rest)
 
 
 def _held(facts: Facts) -> str | None:
@@ -68,7 +74,6 @@ ROUTES = (
         run=flashrnn,
         dtypes=(*HALF, torch.float32),
         widths={"V": (16, 128, 16)},
-        documents=False,
         state_gradient=False,
         more=_held,
     ),

@@ -15,6 +15,7 @@ from torch import Tensor
 from llm.docs import Stretch
 from llm.ops import kernels
 from llm.ops.kernels import HALF, Facts, Route, extent, over_documents
+from llm.ops.slots import slots_of
 
 SELECTIVE_SCAN = "mamba_ssm.ops.selective_scan_interface:selective_scan_fn"
 HGRN = "fla.ops.hgrn:fused_recurrent_hgrn"
@@ -37,32 +38,23 @@ def elementwise_facts(x: Tensor, decay: Tensor, state: Tensor) -> dict[str, Any]
 def selective_scan(u, dt, A, B, C, state, *, at: Stretch) -> tuple[Tensor, Tensor]:
     """All in float32: the kernel takes one dtype for u, dt, B and C, and dt makes the decays."""
     u_BTD, dt_BTD, B, C, state = (x.float() for x in (u, dt, B, C, state))
-    (batch, T, _), N = u.shape, A.shape[1]
-    slot_BT, tokens = torch.arange(T, device=u.device).expand(batch, T), T
-    if at.documents is not None:
-        slot_BT, tokens = slot_BT + at.documents.id_BT, T + at.documents.most_starts
+    batch, N = len(u), A.shape[1]
     before = 0 if at.fresh else N
-    slot_BT = slot_BT + before
-
-    def placed(x_BTx: Tensor) -> Tensor:
-        index = slot_BT.view(batch, T, *(1,) * (x_BTx.ndim - 2)).expand_as(x_BTx)
-        return x_BTx.new_zeros(batch, before + tokens + N, *x_BTx.shape[2:]).scatter(1, index, x_BTx)
-
-    u_BTD, dt_BTD, B, C = map(placed, (u_BTD, dt_BTD, B, C))
+    slots = slots_of(at, batch, u.device, before, behind=N)
+    u_BTD, dt_BTD, B, C = map(slots.placed, (u_BTD, dt_BTD, B, C))
     if at.documents is not None:
-        ends_BT = at.documents.starts_BT.float() * FOR_EVER
-        dt_BTD = dt_BTD.scatter_add(1, (slot_BT - 1).clamp(min=0)[..., None].expand_as(dt), ends_BT[..., None].expand_as(dt))
-    each = torch.eye(N, device=u.device)[:, None].expand(N, B.shape[2], N)
-    C = torch.cat([C[:, :-N], each.expand(batch, -1, -1, -1)], 1)
+        ends_BT = (at.documents.starts_BT.float() * FOR_EVER)[..., None].expand_as(dt)
+        dt_BTD = dt_BTD.scatter_add(1, (slots.slot_BT - 1).clamp(min=0)[..., None].expand_as(dt), ends_BT)
+    each = torch.eye(N, device=u.device)[:, None].expand(batch, N, B.shape[2], N)
+    C = torch.cat([C[:, :-N], each], 1)
     if before:
         u_BTD = torch.cat([state.transpose(1, 2) / NO_TIME, u_BTD[:, N:]], 1)
         dt_BTD = torch.cat([torch.full_like(dt_BTD[:, :N], NO_TIME), dt_BTD[:, N:]], 1)
-        B = torch.cat([each.expand(batch, -1, -1, -1), B[:, N:]], 1)
+        B = torch.cat([each, B[:, N:]], 1)
     per_channel = (x.transpose(1, 2).contiguous() for x in (u_BTD, dt_BTD))
     per_group = (x.permute(0, 2, 3, 1).contiguous() for x in (B, C))
     y_BTD = kernels.entry(SELECTIVE_SCAN)(*per_channel, A.float(), *per_group).transpose(1, 2)
-    y = y_BTD.gather(1, slot_BT[..., None].expand_as(u))
-    return y.to(u.dtype), y_BTD[:, -N:].transpose(1, 2)
+    return slots.taken(y_BTD).to(u.dtype), y_BTD[:, -N:].transpose(1, 2)
 
 
 def hgrn(x, decay, state, *, at: Stretch) -> tuple[Tensor, Tensor]:
