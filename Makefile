@@ -34,7 +34,7 @@ endef
 
 # Checks go from cheap to dear and share few cores, also under `make -j`.
 .NOTPARALLEL:
-.PHONY: help env peers kernels test-kernels demo test test-all lint test-fast test-processes test-speed test-hf-matrix bench-data format check-cuda-constraints clean
+.PHONY: help env peers kernels test-kernels demo test test-all lint test-fast test-processes test-speed test-hf-matrix chaos bench-data format check-cuda-constraints clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 32
@@ -97,6 +97,10 @@ $(OLD_HF_STAMP):
 	@rm -rf $(VENV)/hf-4.57
 	$(call check,install packages ($(OLD_HF)),$(BIN)/python -m pip install --disable-pip-version-check $(if $(MAKE_TERMOUT),,-q) --no-deps --target $(VENV)/hf-4.57 -r $(OLD_HF))
 	@touch $@
+
+SEED ?= 1
+chaos: env ## a run that is killed, stopped, stalled and starved in every place ends as an undisturbed one (SEED=1, tens of minutes)
+	$(call check,chaos,$(one_thread) BRAID_CHAOS_SEED=$(SEED) $(PYTEST) -s tests/train/chaos)
 
 bench-data: peers ## the data layer beside other projects': reading, tokenising, near duplicates; fails below its floors
 	$(call check,bench: reading,$(one_thread) $(BIN)/python -W ignore benchmarks/data.py --check 1.0)

@@ -100,6 +100,7 @@ def everything(config: RunConfig, manifest: Manifest, world: World) -> Callable[
     from llm.train.engine import create_engine
     from llm.train.guard import Guard
     from llm.train.metrics import Writer
+    from llm.train.phases import phases_of
     from llm.train.run_folder import RunFolder
     from llm.train.save import Saver
     from llm.train.sent import Sent
@@ -110,14 +111,15 @@ def everything(config: RunConfig, manifest: Manifest, world: World) -> Callable[
     batches = Batches(stream_of(config, manifest), config.train.batch, 0, 1, config.train.batch)
     with contextlib.redirect_stdout(io.StringIO()):
         writer = Writer(folder, config.train.steps, 0, tensorboard=True)
-    saver, meter = Saver(folder, config, world), training.create_meter(config, world)
+    (phase,) = phases_of(config)
+    saver, meter = Saver(folder, config, world), training.create_meter(phase, world)
     engine, guard, bad = create_engine(config, world), Guard(folder, world, 15, StopRequest()), BadSteps(config.train.bad_steps)
     sent = Sent(world, None)
-    run = training.Run(config, folder, world, engine, batches, None, None, None, meter, sent, writer, saver, guard, bad, 0)
+    run = training.Run(phase, folder, world, engine, batches, None, None, None, meter, sent, writer, saver, guard, bad, 0)
 
     def steps() -> None:
         train = replace(config.train, steps=run.step + STEPS)
-        run.config = replace(config, train=train)
+        (run.phase,) = phases_of(replace(config, train=train))
         run.guard = Guard(folder, world, 15, StopRequest())
         with run.guard, run.guard.stop:
             training.loop(run)

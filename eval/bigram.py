@@ -18,6 +18,7 @@ from eval.subject import Subject
 from eval.texts import TextConfig, read_texts
 from llm.data import TokenStream
 from llm.errors import ConfigError
+from llm.train.quarantine import quarantine_of
 
 # training pairs counted at a time
 PAIRS = 1 << 22
@@ -103,7 +104,7 @@ def bigram(subject: Subject, config: BigramConfig) -> Result:
     wanted = trained.consumed if config.sequences is None else config.sequences
     if wanted < 1:
         raise ConfigError(f"sequences ({wanted}) to count bigrams in must be at least 1; train the run first, or set sequences=N")
-    read = distinct(stream, wanted)
+    read = distinct(stream, quarantine_of(trained.quarantine, stream.identity()).rows(np.arange(wanted)))
     with subject.progress("bigrams", len(read)) as advance:
         model = fit(_rows(stream, read, advance), subject.model.vocab_size)
     nats = model.document_nats(texts.tokens)
@@ -112,9 +113,8 @@ def bigram(subject: Subject, config: BigramConfig) -> Result:
     return Result(found, {"text": {**texts.origin, **texts.counts}, "fitted_on": fitted}, texts.said)
 
 
-def distinct(stream: TokenStream, sequences: int) -> np.ndarray:
-    """Those of the first `sequences` that are of a source's first epoch: what a second one repeats is counted once."""
-    indices = np.arange(sequences)
+def distinct(stream: TokenStream, indices: np.ndarray) -> np.ndarray:
+    """Those that are of a source's first epoch: what a second one repeats is counted once."""
     return indices[stream.epochs(indices) == 0]
 
 

@@ -1,7 +1,6 @@
 """Models by their paths: run folders, checkpoints and Hugging Face folders. To find one reads hashes, to load it weights."""
 
 import hashlib
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +16,7 @@ from llm.data.manifest import NAME as MANIFEST
 from llm.data.remote import is_remote
 from llm.errors import CheckpointError
 from llm.train import checkpoint_files as files
-from llm.train.load import find_checkpoint, load_model
-from llm.train.run_folder import read_config
+from llm.train.load import find_checkpoint, load_model, what_it_is
 from llm.train.world import World
 
 HUGGING_FACE = "config.json"
@@ -70,12 +68,12 @@ def find_model(path: str) -> Found:
     if not folder.is_dir():
         raise CheckpointError(f"model ({path}) does not exist; give a run folder, a checkpoint or an exported folder")
     checkpoint = find_checkpoint(folder)
-    config, progress = read_config(checkpoint / files.CONFIG), json.loads((checkpoint / files.PROGRESS).read_text())
+    config, info = what_it_is(checkpoint)
     origin = {
         "model": str(checkpoint),
         "run": config.name,
-        "step": progress["step"],
-        "tokens_trained": progress["tokens"],
+        "step": info.step,
+        "tokens_trained": info.tokens,
         "weights": files.digest(checkpoint / files.FILES),
         "tokenizer": _sha256(checkpoint / files.TOKENIZER),
         "dataset": _dataset(config.data.manifest, checkpoint),
@@ -108,7 +106,8 @@ def _load_checkpoint(checkpoint: Path, reading: Reading) -> tuple[LanguageModel,
     data = replace(config.data, manifest=str(located(config.data.manifest, checkpoint)))
     batch = config.train.batch
     model = BraidModel(decoder, info.tokenizer, data.sequence_length)
-    return model, data, Trained(data, config.seed, batch, info.step * batch)
+    # of a run with phases as many tokens, as if all were read in the last one's order
+    return model, data, Trained(data, config.seed, batch, info.tokens // data.sequence_length, info.quarantine)
 
 
 def _load_hugging_face(folder: Path, reading: Reading) -> tuple[LanguageModel, DataConfig | None, None]:

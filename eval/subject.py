@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,12 +23,15 @@ SECONDS = 60
 
 @dataclass(frozen=True)
 class Trained:
-    """How a run's model was trained: its settings, and sequences seen so far in the order of the seed."""
+    """How a run's model was trained: its settings, and sequences seen so far in the order of the seed, but for those in quarantine
+    (llm/train/quarantine.py).
+    """
 
     data: DataConfig
     seed: int
     batch: int
     consumed: int
+    quarantine: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Pace(Protocol):

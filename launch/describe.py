@@ -1,8 +1,9 @@
 """`python launch/describe.py FILE.yaml... key.path=value... [ranks=N]`: what a run costs, from its config alone.
 
 Parameters, FLOPs and state by layer; how sequences cross ranks; the most bytes that a rank holds, of `ranks` (by default as many as
-share a sequence). The last is found by a step on tensors without values: seconds, no memory, no GPU. `--kernels [sm_90]` before the
-words prints what GPU kernels can, and which would run the config's layers.
+share a sequence). The last is found by a step on tensors without values: seconds, no memory, no GPU. Of a run with phases
+(`train.phases`) a row for each, and the rest for the phase in which a rank holds the most. `--kernels [sm_90]` before
+the words prints what GPU kernels can, and which would run the config's layers.
 """
 
 import sys
@@ -14,6 +15,7 @@ sys.path[:] = [
     *(p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent),
 ]
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Literal
 
@@ -25,8 +27,11 @@ from llm.cost import Cost, model_cost
 from llm.errors import BraidError, ConfigError
 from llm.mixers.ops import ops_of
 from llm.parallel.plan import choose, sent, sent_back
-from llm.train.config import RunConfig, check_ranks, load_config, micro_batch_of
+from llm.train.config import RunConfig, check_ranks, load_config, micro_batch_of, naming
+from llm.train.phases import Phase, phases_of
+from llm.train.quarantine import read_records, said
 from llm.train.rehearsal import Rehearsal, rehearse
+from llm.train.run_folder import RunFolder
 
 RANKS = "ranks="
 
@@ -41,20 +46,28 @@ def main(argv: list[str] | None = None) -> int:
         if words[0] == "--kernels":
             show(words[1:])
             return 0
-        config = load_config([word for word in words if not word.startswith(RANKS)])
-        ranks = ranks_of(words, config.parallel.sequence)
-        check_ranks(config, ranks)
-        if config.data.sequence_length < 1:
-            raise ConfigError(f"data.sequence_length ({config.data.sequence_length}) must be at least 1")
+        phases = phases_of(load_config([word for word in words if not word.startswith(RANKS)]))
+        ranks = ranks_of(words, max(phase.config.parallel.sequence for phase in phases))
+        for phase in phases:
+            with naming(phase.number) if phase.of > 1 else nullcontext():
+                check_ranks(phase.config, ranks)
+                if phase.config.data.sequence_length < 1:
+                    raise ConfigError(f"data.sequence_length ({phase.config.data.sequence_length}) must be at least 1")
     except BraidError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    with Console(stderr=True).status("rehearsing a step"):
+        rehearsals = [rehearse(in_bf16(phase.config), ranks) for phase in phases]
+    rehearsal, phase = max(zip(rehearsals, phases, strict=True), key=lambda each: each[0].peak.total)
+    config = in_bf16(phase.config)
+    if phase.of > 1:
+        Console().print(in_turn(phases, rehearsals))
+        Console().print(f"in phase {phase.number}:", highlight=False)
     Console().print(table(config))
+    for sentence in said(read_records(RunFolder.of(config).report)):
+        Console().print(sentence, highlight=False)
     if config.parallel.sequence > 1:
         Console().print(crossings(config))
-    config = in_bf16(config)
-    with Console(stderr=True).status("rehearsing a step"):
-        rehearsal = rehearse(config, ranks)
     Console().print(memory(config, ranks, rehearsal))
     if rehearsal.sent:
         each = ", ".join(f"{name} {size:,}" for name, size in sorted(rehearsal.sent.items()))
@@ -76,6 +89,24 @@ def in_bf16(config: RunConfig) -> RunConfig:
         return config
     precision: Literal["fp32", "bf16"] = "bf16" if config.parallel.zero else "fp32"
     return replace(config, train=replace(config.train, precision=precision))
+
+
+def in_turn(phases: list[Phase], rehearsals: list[Rehearsal]) -> Table:
+    """A row per phase."""
+    shown = Table(title=f"phases: {phases[-1].tokens_at(phases[-1].last):,} tokens", title_justify="left", box=None)
+    for heading in ("phase", "steps", "tokens", "batch", "rate", "peak bytes"):
+        shown.add_column(heading, justify="left" if heading == "phase" else "right", no_wrap=heading != "phase")
+    for phase, rehearsal in zip(phases, rehearsals, strict=True):
+        steps = phase.last - phase.first
+        shown.add_row(
+            f"{phase.number} {phase.name}",
+            f"{steps:,}",
+            f"{steps * phase.tokens_per_step:,}",
+            f"{phase.config.train.batch:,} x {phase.config.data.sequence_length:,}",
+            f"{phase.rate(phase.first + 1):.1e} to {phase.rate(phase.last):.1e}",
+            f"{rehearsal.peak.total:,}",
+        )
+    return shown
 
 
 def table(config: RunConfig) -> Table:

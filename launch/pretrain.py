@@ -13,8 +13,8 @@ sys.path[:] = [
 ]
 
 import os
+from typing import Any
 
-from eval.scheduled import evaluation
 from launch.ranks import settle, without_local_rank
 from llm.errors import BraidError
 from llm.train.start import pretrain
@@ -33,6 +33,13 @@ def main(argv: list[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         return error.status
+
+
+def evaluation(*run: Any) -> Any:
+    """Of `train.evaluate`. Imported when it is asked for: that takes seconds, of every rank at every start."""
+    from eval.scheduled import evaluation
+
+    return evaluation(*run)
 
 
 if __name__ == "__main__":

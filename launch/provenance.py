@@ -6,17 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from llm.errors import BraidError
-from llm.train.checkpoint_files import PROGRESS
+from llm.train.checkpoint_files import CONFIG, PROGRESS
 from llm.train.config import RunConfig
 from llm.train.load import CheckpointInfo
-from llm.train.run_folder import RunFolder, versions
+from llm.train.run_folder import RunFolder, read_config, versions
 
 
 def provenance(config: RunConfig, info: CheckpointInfo, licence: str | None = None) -> dict[str, Any]:
     """What goes into training_metadata.json and the model card. What is not there any more, such as the dataset, is left out."""
     progress = json.loads((info.path / PROGRESS).read_text())
     trained = {"run": config.name, "step": info.step, "tokens_seen": info.tokens, "data": progress.get("data")}
-    found = {**trained, "config": asdict(config), "licence": licence, "exported_with": versions()}
+    # of the whole run, not of its last phase alone
+    whole = asdict(read_config(info.path / CONFIG))
+    found = {**trained, "config": whole, "licence": licence, "exported_with": versions()}
     found["command"] = f"braid-pretrain config.yaml  # the `config` of {config.name}, written as YAML"
     if info.run is not None:
         found["trained_with"] = _read(RunFolder(info.run).versions)

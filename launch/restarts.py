@@ -18,6 +18,8 @@ import psutil
 from llm.train.exits import BAD_STEPS, DONE, MEND, STOPPED, TOLD, Outcome, read_outcome
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# that end processes
+FATAL = (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS)
 LONGEST_PAUSE = 300.0
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -143,7 +145,15 @@ def end_of(outcome: Outcome | None, status: int) -> End:
         return End(outcome.status, at, saved, outcome.sentence, outcome.out_of_time)
     where = "before the first step" if at is None else f"at or soon after step {at}"
     checkpoint = "no checkpoint yet" if saved is None else f"checkpoint step-{saved} is the newest"
-    return End(own, at, saved, f"{outcome.folder} crashed (status {status}) {where}; {checkpoint}")
+    return End(own, at, saved, f"{outcome.folder} crashed ({described(status)}) {where}; {checkpoint}")
+
+
+def described(status: int) -> str:
+    """A command's status and the signal in it: negative here, 128 more in shells, out of 256 where DeepSpeed passes it on."""
+    number = next((number for number in FATAL if status in (-number, 128 + number, 256 - number)), None)
+    if number is None:
+        return f"status {status}"
+    return f"status {status}, {number.name}{', maybe out of memory' if number == signal.SIGKILL else ''}"
 
 
 def heartbeats(outcome: Outcome) -> list[dict]:
@@ -156,9 +166,9 @@ def heartbeats(outcome: Outcome) -> list[dict]:
 
 
 def newest_step(folder: Path) -> int | None:
-    latest = folder / "checkpoints" / "latest"
-    name = latest.read_text().strip() if latest.is_file() else ""
-    return int(name.removeprefix("step-")) if name.startswith("step-") else None
+    """By the checkpoints' names: a kill may come before `latest` is written."""
+    found = [path.name.removeprefix("step-") for path in (folder / "checkpoints").glob("step-*")]
+    return max((int(step) for step in found if step.isdigit()), default=None)
 
 
 def say(status: int, sentence: str) -> int:

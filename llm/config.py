@@ -27,24 +27,33 @@ def configs_root() -> Path:
 def load(schema: type[Schema], words: Sequence[str], kinds: Kinds) -> Schema:
     """Read `FILE.yaml... key.path=value...` into a frozen `schema`.
 
+    Raises:
+        ConfigError: a file that is missing or no YAML, an unknown key or kind, a value of the wrong type.
+    """
+    return build(schema, read(words), kinds)
+
+
+def read(words: Sequence[str]) -> dict[str, Any]:
+    """`FILE.yaml... key.path=value...` as plain keys and values.
+
     Files are looked up from the working directory, then among the shipped configs. Later words win.
 
     Raises:
-        ConfigError: a file that is missing or no YAML, an unknown key or kind, a value of the wrong type.
+        ConfigError: a file that is missing or no YAML.
     """
     files = [word for word in words if "=" not in word]
     overrides = [word for word in words if "=" in word]
     merged: dict = {}
     for file in files:
-        merged = _merge(merged, _read(_find(file, Path.cwd()), including=()))
+        merged = merge(merged, _read(_find(file, Path.cwd()), including=()))
     for word in overrides:
         if word.startswith("="):
             raise ConfigError(f"override {word!r} names no key; write key.path=value")
         try:
-            merged = _merge(merged, _plain(OmegaConf.from_dotlist([word])))
+            merged = merge(merged, _plain(OmegaConf.from_dotlist([word])))
         except Exception as error:
             raise ConfigError(f"{word!r} is not an override: {_one_line(error)}; write key.path=value") from None
-    return build(schema, merged, kinds)
+    return merged
 
 
 def build(schema: type[Schema], values: Mapping, kinds: Kinds) -> Schema:
@@ -104,12 +113,14 @@ def _read(path: Path, including: tuple[Path, ...]) -> dict:
         raise ConfigError(f"{path}: include ({included}) must name files; write include: [FILE.yaml, ...]")
     merged: dict = {}
     for name in names:
-        merged = _merge(merged, _read(_find(name, path.parent), (*including, path)))
-    return _merge(merged, node)
+        merged = merge(merged, _read(_find(name, path.parent), (*including, path)))
+    return merge(merged, node)
 
 
-def _merge(below: dict, above: dict) -> dict:
-    """`above` wins. A node whose `kind` changes starts afresh: settings of another kind do not carry over."""
+def merge(below: dict, above: Mapping) -> dict:
+    """`above` wins. A node whose `kind` changes starts afresh: settings of another kind do not carry over. A list's items go by
+    their number: `train.phases.1.steps=10`.
+    """
     merged = dict(below)
     for key, new in above.items():
         old = merged.get(key)
@@ -117,7 +128,12 @@ def _merge(below: dict, above: dict) -> dict:
             # `mixer: retention` is short for `mixer: {kind: retention}`
             old = {"kind": old}
         if isinstance(old, dict) and isinstance(new, dict) and new.get("kind", old.get("kind")) == old.get("kind"):
-            new = _merge(old, new)
+            new = merge(old, new)
+        elif isinstance(old, list) and isinstance(new, dict) and all(number.isdecimal() for number in new):
+            items = {str(k): item for k, item in enumerate(old)}
+            if new.keys() - items.keys():
+                raise ConfigError(f"{key} has {len(old)} items, counted from 0, and none is {', '.join(new.keys() - items.keys())}")
+            new = list(merge(items, new).values())
         merged[key] = new
     return merged
 
@@ -161,6 +177,8 @@ def _sentence(error: Exception, prefix: str = "") -> str:
 def _misplaced_list(schema: type, node: DictConfig) -> str | None:
     """The sentence about a list where keys and values belong, which OmegaConf reports without its key; None: there is none."""
     for path, value in _lists(node, ""):
+        if isinstance(OmegaConf.select(OmegaConf.structured(schema), path, throw_on_missing=False), ListConfig):
+            continue
         alone = OmegaConf.create({})
         OmegaConf.update(alone, path, value, force_add=True)
         try:

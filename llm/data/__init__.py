@@ -3,8 +3,9 @@
 from llm.data.batch import Batch, Batches, HeldOutBatches
 from llm.data.config import DataConfig
 from llm.data.manifest import Manifest
+from llm.data.quarantine import Quarantine
 from llm.data.remote import CacheConfig
-from llm.data.stream import Document, TokenStream, documents
+from llm.data.stream import Document, TokenStream, cut_of, documents
 from llm.data.tape import NOT_SCORED
 from llm.data.tokenizer import DOCUMENT_TOKEN, load_tokenizer
 
@@ -18,7 +19,9 @@ __all__ = [
     "Document",
     "HeldOutBatches",
     "Manifest",
+    "Quarantine",
     "TokenStream",
+    "cut_of",
     "documents",
     "load_tokenizer",
 ]

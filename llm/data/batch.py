@@ -3,10 +3,10 @@
 Step by step, the ranks together take the next `batch` rows of the global order. A rank takes its part of them sorted by canonical
 lane, so that it, and its node, reads near the same places of the disk again and again. Parts may differ by a row; rows that are not
 scored fill them up, so all ranks have as many micro-batches of one size. So the order of training depends on neither ranks,
-micro-batch, reading threads nor restarts, and its whole state is `consumed`.
+micro-batch, reading threads nor restarts, and its whole state is `consumed`, beside the rows that are never read (`Quarantine`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
@@ -18,6 +18,7 @@ from torch import Tensor
 from llm.data.lanes import share_of_rank
 from llm.data.manifest import Manifest
 from llm.data.prefetch import read_ahead
+from llm.data.quarantine import Quarantine
 from llm.data.rows import Concat
 from llm.data.shard import OpenFiles
 from llm.data.stream import TokenStream
@@ -72,8 +73,8 @@ class Batches(Iterator[list[Batch]]):
     """One rank's micro-batches, step after step, without end.
 
     Args:
-        batch: rows per step, all ranks together. micro_batch: rows per micro-batch. consumed: rows of earlier steps.
-        part: this rank's place among those that share its sequences, and their number.
+        batch: rows per step, all ranks together. micro_batch: rows per micro-batch. consumed: where in the stream the first step
+            begins. part: this rank's place among those that share its sequences, and their number. quarantine: rows passed over.
 
     Raises:
         ConfigError: a batch of fewer rows than ranks. Iterating raises DataError when a shard is damaged.
@@ -88,24 +89,48 @@ class Batches(Iterator[list[Batch]]):
         micro_batch: int,
         consumed: int = 0,
         part: tuple[int, int] = (0, 1),
+        quarantine: Quarantine | None = None,
     ):
-        self.stream, self.batch, self.consumed = stream, batch, consumed
-        self._place = rank, ranks, micro_batch
+        self.stream, self.batch = stream, batch
+        self._place, self._part = (rank, ranks, micro_batch), part
+        self._begin(consumed, quarantine or Quarantine())
+
+    def seek(self, consumed: int, quarantine: Quarantine) -> None:
+        """Go on from another row, without those in quarantine."""
+        self.close()
+        self._begin(consumed, quarantine)
+
+    def _begin(self, consumed: int, quarantine: Quarantine) -> None:
+        self.consumed, self.quarantine = consumed, quarantine
+        self._read = quarantine.read_before(consumed)
+        self._steps = read_ahead(self._reader(self._read, quarantine), self.stream.config.workers, self.stream.config.prefetch)
+
+    def _reader(self, first: int, quarantine: Quarantine) -> Callable[[int], list[Batch]]:
+        """The function from a step to its micro-batches. The threads know the stream but not this object: dropping it ends them."""
+        (rank, ranks, micro_batch), part, stream, batch = self._place, self._part, self.stream, self.batch
         size = micro_batches_of(batch, ranks, micro_batch) * micro_batch
 
-        # the threads know the stream but not this object: dropping it ends them
         def read(step: int) -> list[Batch]:
-            positions = np.arange(batch) + (consumed + step * batch)
+            positions = quarantine.rows(np.arange(batch) + (first + step * batch))
             mine = positions[share_of_rank(stream.lanes(positions), rank, ranks)]
-            rows = _filled_up(stream.rows(mine), stream.padding(size - len(mine)))
+            rows = stream.rows(mine)
+            # a row whose state comes from one that is left out
+            rows.starts[quarantine.holds(mine - batch), 0] = True
+            rows = _filled_up(rows, stream.padding(size - len(mine)))
             return [micro.part(*part) for micro in Batch.from_rows(rows).split(micro_batch)]
 
-        self._steps = read_ahead(read, stream.config.workers, stream.config.prefetch)
+        return read
 
     def __next__(self) -> list[Batch]:
         micro_batches = next(self._steps)
-        self.consumed += self.batch
+        self._read += self.batch
+        self.consumed = int(self.quarantine.rows(np.array(self._read - 1))) + 1
         return micro_batches
+
+    def mine(self, rows: np.ndarray) -> np.ndarray:
+        """Those of a step's rows that this rank reads."""
+        rank, ranks, _ = self._place
+        return rows[share_of_rank(self.stream.lanes(rows), rank, ranks)]
 
     def rows_by_micro_batch(self) -> list[np.ndarray]:
         """int64 [micro_batch] for each micro-batch: which rows of the next step's batch it holds, -1 for padding."""

@@ -55,12 +55,20 @@ class LaneOrder:
 
     Args:
         sizes: sequences of each source. weights: of the same sources. seed: of the order. lanes: L, a power of two.
+        drawn: of each source's lanes, int64 [L], how often they were drawn before position 0; none where a source is left out.
 
     Raises:
         ConfigError: lanes that are no power of two; weights that `Mixture` refuses.
     """
 
-    def __init__(self, sizes: Mapping[str, int], weights: Mapping[str, float | Fraction], seed: int, lanes: int = 1):
+    def __init__(
+        self,
+        sizes: Mapping[str, int],
+        weights: Mapping[str, float | Fraction],
+        seed: int,
+        lanes: int = 1,
+        drawn: Mapping[str, np.ndarray] | None = None,
+    ):
         if not 1 <= lanes <= MAX_LANES or lanes & (lanes - 1):
             near = min(1 << max(0, lanes.bit_length() - 1), MAX_LANES // 2)
             raise ConfigError(f"data.lanes ({lanes}) must be a power of two up to {MAX_LANES}; use {near} or {2 * near}")
@@ -72,6 +80,8 @@ class LaneOrder:
         assert (self._sizes > 0).all(), "a source without sequences"
         self.has_lanes = (self._sizes >= LEAST_PER_LANE * lanes) & (lanes > 1)
         self._keys = np.array([_lane_keys(seed, name, lanes, cut) for name, cut in zip(sizes, self.has_lanes, strict=True)])
+        self._before = dict(drawn or {})
+        self._offsets = np.array([self._before.get(name, np.zeros(lanes, dtype=np.int64)) for name in sizes])
 
     def __call__(self, i: np.ndarray) -> Places:
         """The places of positions i."""
@@ -82,10 +92,29 @@ class LaneOrder:
         cut = self.has_lanes[source]
         drawn = np.where(cut, self.turns.drawn(i), drawn)
         lane = np.where(cut, order_lane, 0)
+        drawn = drawn + self._offsets[source, lane]
         first, last = self._run(source, lane)
         epoch, index = np.divmod(drawn, last - first)
         sequence = first + permute(index, last - first, epoch_keys(self._keys[source, lane], epoch))
         return Places(source, order_lane, epoch, sequence)
+
+    def drawn(self, i: int) -> dict[str, np.ndarray]:
+        """Of each source's lanes, int64 [lanes]: how often they were drawn before position i. A source without lanes has one."""
+        found, places = dict(self._before), np.arange(self.lanes)
+        for s, (name, count) in enumerate(zip(self.mixture.names, self.mixture.counts(i), strict=True)):
+            here = np.zeros(self.lanes, dtype=np.int64)
+            if self.has_lanes[s]:
+                here[self._reversed] = self.turns.drawn_at(np.full_like(places, i), places, np.full_like(places, s))
+            else:
+                here[0] = count
+            found[name] = self._offsets[s] + here
+        return found
+
+    def epochs(self, i: int) -> dict[str, float]:
+        """How often the sequences of each source were drawn before position i."""
+        sizes = dict(zip(self.mixture.names, self._sizes.tolist(), strict=True))
+        before = dict(zip(self.mixture.names, self._offsets.sum(1).tolist(), strict=True))
+        return {name: times + before[name] / sizes[name] for name, times in self.mixture.epochs(i, sizes).items()}
 
     def _run(self, source: np.ndarray, lane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """First and one past the last stored sequence of lanes of sources."""
@@ -130,9 +159,14 @@ class Turns:
 
     def drawn(self, i: np.ndarray) -> np.ndarray:
         """How often the source of position i was drawn before, at the place of position i."""
+        return self.drawn_at(i, self.place(i), self._table[i % self._period])
+
+    def drawn_at(self, i: np.ndarray, place: np.ndarray, source: np.ndarray) -> np.ndarray:
+        """How often each source was drawn before position i, at each place."""
         b, u = np.divmod(i, self._span)
-        row, column = np.divmod(u, self.lanes)
-        source = self._table[u % self._period]
+        column = (place - b) % self.lanes
+        # rows of this b in which the column comes before u
+        row = -((column - u) // self.lanes)
         rounds, within = np.divmod(b, self._classes)
         # since the last whole round this place has met `within` classes, one after the other downwards from `top`
         top = (column + b) % self._classes + self._classes + 1

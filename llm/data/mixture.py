@@ -84,10 +84,6 @@ class Mixture:
         """How often the first i draws go through each source."""
         return dict(zip(self.names, (self.counts(i) / self._sizes(sizes)).tolist(), strict=True))
 
-    def repetitions(self, i: int, sizes: Mapping[str, int], most: float = MAX_EPOCHS) -> list[str]:
-        """A warning for each source that the first i draws go through more than `most` times."""
-        return repetitions(self.epochs(i, sizes), i, self.weights, most)
-
     def _sizes(self, sizes: Mapping[str, int]) -> np.ndarray:
         found = np.array([sizes[name] for name in self.names], dtype=np.int64)
         assert (found > 0).all(), "a source without sequences"

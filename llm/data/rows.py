@@ -91,14 +91,34 @@ def packed(tapes: Mapping[str, Tape], manifest: Manifest, split: str, config: Da
 
 
 class PermutedRows:
-    """Sequences in the canonical lanes' order. Raises ConfigError: lanes that are no power of two."""
+    """Sequences in the canonical lanes' order. Raises ConfigError: lanes that are no power of two.
 
-    def __init__(self, sequences: Mapping[str, Sequences], weights: Weights, config: DataConfig, seed: int):
+    begin: the run's row that this order begins with. after: an order of the same sequences and lanes, and the row at which it
+    ended: every source's lane goes on from there, and with the same weights so does the schedule.
+    """
+
+    def __init__(
+        self,
+        sequences: Mapping[str, Sequences],
+        weights: Weights,
+        config: DataConfig,
+        seed: int,
+        begin: int = 0,
+        after: "tuple[PermutedRows, int] | None" = None,
+    ):
         self._sequences, self._seed = dict(sequences), seed
         self._names = list(sequences)
         self._sizes = {name: len(cut) for name, cut in sequences.items()}
         self.canonical_lanes = LANES if config.lanes is None else config.lanes
-        self.order = LaneOrder(self._sizes, weights, seed, self.canonical_lanes)
+        self.begin, self.weights = begin, dict(weights)
+        drawn: dict[str, np.ndarray] = {}
+        if after is not None:
+            last, went = after[0], after[1] - after[0].begin
+            if last.weights == self.weights:
+                self.begin, drawn = begin - went, last.order.drawn(0)
+            else:
+                drawn = last.order.drawn(went)
+        self.order: LaneOrder = LaneOrder(self._sizes, weights, seed, self.canonical_lanes, drawn)
         self._block = lru_cache(BLOCKS)(self._places_of_block)
 
     def __len__(self) -> int:
@@ -118,7 +138,7 @@ class PermutedRows:
 
     def _blocks(self, i: np.ndarray) -> Iterator[tuple[int, int]]:
         """The block of each position, and its place there."""
-        return zip(*(x.tolist() for x in np.divmod(i, BLOCK)), strict=True)
+        return zip(*(x.tolist() for x in np.divmod(i - self.begin, BLOCK)), strict=True)
 
     def _places_of_block(self, k: int) -> list[list[int]]:
         return [x.tolist() for x in self.order(np.arange(k * BLOCK, (k + 1) * BLOCK))]
@@ -133,13 +153,26 @@ class PermutedRows:
         return self._place(place.source, place.epoch, int(permute(np.array([place.sequence]), self._sizes[name], key)[0]))
 
     def repetitions(self, rows: int) -> list[str]:
-        return self.order.mixture.repetitions(rows, self._sizes)
+        return repetitions(self.order.epochs(rows - self.begin), rows, self.shares)
 
 
 class ContiguousRows:
-    """Rows of the batch that each go on with their documents. lanes: the batch's rows, dealt out by weight, one at least each."""
+    """Rows of the batch that each go on with their documents. lanes: the batch's rows, dealt out by weight, one at least each.
 
-    def __init__(self, tapes: Mapping[str, Tape], weights: Weights, config: DataConfig, seed: int, batch: int | None):
+    begin, after: as in `PermutedRows`, of an order with the same weights and batch.
+    """
+
+    def __init__(
+        self,
+        tapes: Mapping[str, Tape],
+        weights: Weights,
+        config: DataConfig,
+        seed: int,
+        batch: int | None,
+        begin: int = 0,
+        after: "tuple[ContiguousRows, int] | None" = None,
+    ):
+        self.begin: int = begin if after is None else begin - (after[1] - after[0].begin)
         lanes = batch if config.lanes is None else config.lanes
         if lanes is None or (batch is not None and batch != lanes):
             raise ConfigError(
@@ -167,7 +200,7 @@ class ContiguousRows:
         return {name: Fraction(share, self.canonical_lanes) for name, share in zip(self._names, self._dealt, strict=True)}
 
     def places(self, i: np.ndarray) -> Iterator[Place]:
-        for step, lane in zip(*(x.tolist() for x in np.divmod(i, self.canonical_lanes)), strict=True):
+        for step, lane in zip(*(x.tolist() for x in np.divmod(i - self.begin, self.canonical_lanes)), strict=True):
             source = bisect_right(self._first, lane) - 1
             sequence = step * self._dealt[source] + lane - self._first[source]
             epoch, (offsets, lengths), continues = self._sources[source].row(sequence)
@@ -176,9 +209,9 @@ class ContiguousRows:
 
     def lanes(self, i: np.ndarray) -> np.ndarray:
         # a row of the batch stays with its rank, whose state goes on
-        return i % self.canonical_lanes
+        return (i - self.begin) % self.canonical_lanes
 
     def repetitions(self, rows: int) -> list[str]:
-        steps = rows / self.canonical_lanes
+        steps = (rows - self.begin) / self.canonical_lanes
         epochs = {name: steps / source.steps for name, source in zip(self._names, self._sources, strict=True)}
         return repetitions(epochs, rows, self.shares)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -27,13 +28,23 @@ class TokenStream:
     """The endless training rows of a split.
 
     Args:
-        seed: of the order. batch: rows of a step, which `contiguous` packing fixes for the run.
+        seed: of the order. batch: rows of a step, which `contiguous` packing fixes for the run. begin: its first index. after: a
+            stream with the same sequences (`cut_of`), which it goes on from, and the index at which that ended.
 
     Raises:
         DataError: an empty split, a source shorter than a sequence. ConfigError: settings that cannot work.
     """
 
-    def __init__(self, manifest: Manifest, split: str, config: DataConfig, seed: int, batch: int | None = None):
+    def __init__(
+        self,
+        manifest: Manifest,
+        split: str,
+        config: DataConfig,
+        seed: int,
+        batch: int | None = None,
+        begin: int = 0,
+        after: "tuple[TokenStream, int] | None" = None,
+    ):
         config.check()
         self.manifest, self.config, self.seed = manifest, config, seed
         self.sequence_length = config.sequence_length
@@ -45,11 +56,12 @@ class TokenStream:
                     f"data.sequence_length ({self.sequence_length}) must be at most the {len(tape)} tokens of {name!r} in split "
                     f"{split!r}; use {len(tape)} or less, prepare more text, or leave the source out with data.mixture"
                 )
+        last: Any = None if after is None else (after[0].order, after[1])
         self.order: PermutedRows | ContiguousRows
         if config.packing == "contiguous":
-            self.order = ContiguousRows(self._tapes, weights, config, seed, batch)
+            self.order = ContiguousRows(self._tapes, weights, config, seed, batch, begin, last)
         else:
-            self.order = PermutedRows(packed(self._tapes, manifest, split, config), weights, config, seed)
+            self.order = PermutedRows(packed(self._tapes, manifest, split, config), weights, config, seed, begin, last)
         self._by_source = list(self._tapes.values())
         # rows that were replaced by others
         self.substituted, self._lock = 0, threading.Lock()
@@ -59,7 +71,7 @@ class TokenStream:
         return len(self.order)
 
     def rows(self, indices: np.ndarray) -> Rows:
-        """The rows of n indices, each at least 0 and without bound. Raises DataError when a shard is damaged."""
+        """The rows of n indices, each at least `begin` and without bound. Raises DataError when a shard is damaged."""
         rows = self.padding(len(indices))
         for n, place in enumerate(self.order.places(np.asarray(indices))):
             try:
@@ -81,8 +93,17 @@ class TokenStream:
         """int64: which time its source is read at each index, from 0."""
         return np.array([place.epoch for place in self.order.places(np.asarray(indices))], dtype=np.int64)
 
+    def documents(self, indices: np.ndarray) -> dict[str, set[int]]:
+        """By shard, the numbers of the documents that rows have tokens of; where a row was substituted, of the damaged one."""
+        found: dict[str, set[int]] = {}
+        for place in self.order.places(np.asarray(indices)):
+            for span in place.spans:
+                for shard, documents in self._by_source[place.source].documents(span):
+                    found.setdefault(shard, set()).update(documents)
+        return found
+
     def repetitions(self, rows: int) -> list[str]:
-        """A warning for each source that the first `rows` go through too often."""
+        """A warning for each source that is read too often up to index `rows`."""
         return self.order.repetitions(rows)
 
     def _fill(self, rows: Rows, n: int, place: Place) -> None:
@@ -122,6 +143,12 @@ class TokenStream:
                     f"data {name} ({now}) must be the checkpoint's ({saved.get(name)}), or `consumed` means other sequences; "
                     "resume with the data that the run began with, or start a new run"
                 )
+
+
+def cut_of(config: DataConfig, batch: int) -> tuple:
+    """What a stream's sequences are cut by: of streams with equal ones, one can go on where another ended."""
+    cut = (config.manifest, config.sequence_length, config.packing, config.lanes)
+    return (*cut, batch, config.mixture) if config.packing == "contiguous" else cut
 
 
 def weights_of(manifest: Manifest, split: str, config: DataConfig) -> dict[str, float | Fraction]:

@@ -5,7 +5,7 @@ also where the tape ends. Where the documents lie comes from the index, never fr
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import NamedTuple, Self
 
@@ -57,6 +57,16 @@ class Tape:
     def lengths(self) -> np.ndarray:
         """int64 [documents]: tokens of each document, in order."""
         return np.concatenate([np.diff(reader.doc_ends, prepend=0) for reader in self.readers])
+
+    def documents(self, span: Span) -> Iterator[tuple[str, range]]:
+        """Shards, and the numbers of the documents in them, that a span has tokens of."""
+        low, high = span
+        k = bisect_right(self.first, low) - 1
+        while low < high:
+            reader, begin, end = self.readers[k], self.first[k], min(high, self.first[k + 1])
+            first, last = reader.doc_ends.searchsorted((low - begin, end - begin - 1), side="right").tolist()
+            yield reader.shard.path, range(first, last + 1)
+            low, k = end, k + 1
 
     def fill(self, rows: Rows, n: int, spans: Sequence[Span], continues: bool = False) -> None:
         """Write spans of at most T tokens into row n of padding. continues: the first goes on with what the row's state holds."""

@@ -1,16 +1,18 @@
 """Branches: a new run that goes on from another's checkpoint with its optimizer and place in the data, under another schedule.
 
 A cooldown from a stable phase, say: `pretrain.py runs/long/config.yaml name=cooled branch_from=runs/long/checkpoints/step-8000
-train.steps=10000 train.schedule.cooldown=2000`.
+train.steps=10000 train.schedule.cooldown=2000`. Or phases that the first run does not have: what differs must lie ahead.
 """
 
+import json
 from pathlib import Path
 
 from llm.errors import CheckpointError, ConfigError
 from llm.train import checkpoint_files as files
 from llm.train.checkpoint import damage, newest_whole
 from llm.train.config import RunConfig
-from llm.train.run_folder import AHEAD, FREE, RunFolder, differences, read_config, shown
+from llm.train.phases import newest_step
+from llm.train.run_folder import AHEAD, FREE, RunFolder, differences_until, read_config, shown
 from llm.train.world import World
 
 OWN = {"name", "branch_from", "init_from"}
@@ -26,12 +28,29 @@ def check_branch(config: RunConfig) -> None:
             "weights; give one of them"
         )
     old = read_config(Path(config.branch_from) / files.CONFIG)
-    differing = differences(old, config, FREE | AHEAD | OWN)
+    differing = differences_until(old, config, _step(Path(config.branch_from)), FREE | AHEAD | OWN)
     if differing:
         raise ConfigError(
             f"branch_from ({config.branch_from}) holds a run with another config ({shown(differing)}); a branch may change "
-            "train.steps and train.schedule alone: give it the same settings otherwise"
+            "train.steps and train.schedule alone: give it the same settings otherwise, and others in train.phases, from there on"
         )
+
+
+def starting_point(config: RunConfig, folder: RunFolder, world: World) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint of a run, or the one that it branches from; None: there is none. And what was passed over.
+
+    All ranks call it together. Raises CheckpointError.
+    """
+    checkpoint, passed_over = newest_whole(folder.checkpoints, world)
+    if checkpoint is None and config.branch_from is not None:
+        return branch_point(config.branch_from, world)
+    return checkpoint, passed_over
+
+
+def _step(path: Path) -> int:
+    """Of a checkpoint, or of a run's newest one."""
+    progress = path / files.PROGRESS
+    return json.loads(progress.read_text())["step"] if progress.is_file() else newest_step(RunFolder(path).checkpoints)
 
 
 def branch_point(path: str, world: World) -> tuple[Path, list[str]]:

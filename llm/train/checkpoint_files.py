@@ -4,7 +4,7 @@ checkpoints/step-N/  weights/rank-R.safetensors    slices of the float32 weights
                      optimizer/rank-R.safetensors  slices of the optimizer's states
                      rng-R.safetensors             each rank's generators
                      carried-R.safetensors         each rank's states, under `contiguous` packing
-                     progress.json                 step, tokens, data position, ranks, ZeRO stage, schedule, versions
+                     progress.json                 step, tokens, phase, data position, quarantine, bad steps, schedule, versions
                      config.yaml, tokenizer.json, files.json (sizes and hashes of all these)
 
 A checkpoint is written under a temporary name, closed by `files.json` (size and xxh3 of every file) and renamed; `latest` is
@@ -14,12 +14,12 @@ written last. So whatever carries the name `step-N` was complete once, and `dama
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import xxhash
 
-from llm.train.run_folder import write_text
+from llm.train.whole_file import write_text
 
 FILES = "files.json"
 LATEST = "latest"
@@ -133,8 +133,17 @@ def publish(temporary: Path, final: Path, sealed: dict[str, list]) -> None:
     discard(final)
     temporary.rename(final)
     sync_folder(final.parent)
-    write_text(final.parent / LATEST, final.name + "\n")
-    sync_folder(final.parent)
+    point(final)
+    for later in checkpoints(final.parent):
+        # passed over when this start began, as not whole; left there, it would count among the newest that are kept
+        if step_of(later) > step_of(final):
+            discard(later)
+
+
+def point(checkpoint: Path) -> None:
+    """`latest` names this one."""
+    write_text(checkpoint.with_name(LATEST), checkpoint.name + "\n")
+    sync_folder(checkpoint.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -155,14 +164,17 @@ def discard(checkpoint: Path) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def keep_newest(folder: Path, count: int, every: int) -> None:
-    """Remove all but the newest `count` and those of each `every`-th step (0: of none)."""
+def keep_newest(folder: Path, count: int, every: int, borders: Collection[int] = ()) -> None:
+    """Remove all but the newest `count`, those of each `every`-th step (0: of none), and those of `borders`."""
     for old in checkpoints(folder)[count:]:
-        if not every or step_of(old) % every:
+        if step_of(old) not in borders and (not every or step_of(old) % every):
             discard(old)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """What interrupted writers left."""
+def tidy(folder: Path) -> None:
+    """Remove what interrupted writers left, and let `latest` name the newest, as one may not have come to it."""
     for leftover in (*folder.glob(".step-*.tmp"), *folder.glob(".step-*.old")):
         shutil.rmtree(leftover, ignore_errors=True)
+    found, latest = checkpoints(folder), folder / LATEST
+    if found and (not latest.is_file() or latest.read_text().strip() != found[0].name):
+        point(found[0])

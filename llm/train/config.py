@@ -1,23 +1,25 @@
 """A run's whole config: what to train, on what, how and over which ranks; and the laws between its parts."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from omegaconf import MISSING
 
-from llm.config import build, load
+from llm.config import build, merge, read
 from llm.cost import model_cost
 from llm.data import DataConfig, Manifest, TokenStream
 from llm.data.batch import micro_batches_of
-from llm.errors import ConfigError
+from llm.errors import ConfigError, DataError
 from llm.mixers.ops import ops_of
 from llm.model import ModelConfig, model_kinds
 from llm.ops.kernels import KernelsConfig
 from llm.parallel import Mode
 from llm.train.bad_steps import BadStepsConfig
 from llm.train.optimizer import OPTIMIZERS, AdamWConfig
+from llm.train.phase_config import PhaseConfig
 from llm.train.schedule import ScheduleConfig
 from llm.train.scheduled import EvaluateConfig
 
@@ -26,6 +28,7 @@ from llm.train.scheduled import EvaluateConfig
 class TrainConfig:
     """How to train.
 
+    steps: of all phases; left out, those of `phases` are counted. phases: none, or stretches of the run with settings of their own.
     batch: sequences per optimizer step, over all ranks. micro_batch: sequences a rank runs at once; null: its whole share.
     clip: largest global gradient norm; null: no clipping. z_loss: factor of the mean of log^2 Z, which keeps logits from drifting;
     in gradients alone, `loss` is without it. precision: `auto` is bf16 where the device computes in it, else fp32.
@@ -58,6 +61,7 @@ class TrainConfig:
     hang_minutes: float = 15.0
     bad_steps: BadStepsConfig = field(default_factory=BadStepsConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    phases: list[PhaseConfig] = field(default_factory=list)
 
     def check(self) -> None:
         """Raises ConfigError."""
@@ -86,6 +90,11 @@ class TrainConfig:
         self.schedule.check("train.schedule", self.steps)
         self.evaluate.check("train.evaluate")
         self.bad_steps.check("train.bad_steps")
+        if self.bad_steps.then == "rollback" and not self.checkpoint_every:
+            raise ConfigError(
+                "train.bad_steps.then (rollback) goes back to a checkpoint, and train.checkpoint_every (0) makes none before the "
+                "end; set train.checkpoint_every, or train.bad_steps.then=stop"
+            )
 
 
 @dataclass(frozen=True)
@@ -142,12 +151,76 @@ KINDS = {**model_kinds("model"), "train.optimizer": OPTIMIZERS}
 
 def load_config(words: Sequence[str]) -> RunConfig:
     """`FILE.yaml... key.path=value...` -> RunConfig. Raises ConfigError."""
-    return load(RunConfig, words, KINDS)
+    return build_config(read(words))
 
 
 def build_config(values: Mapping[str, Any]) -> RunConfig:
     """A RunConfig from plain keys and values. Raises ConfigError."""
-    return build(RunConfig, values, KINDS)
+    train = values.get("train")
+    train = train if isinstance(train, Mapping) else {}
+    phases = train.get("phases")
+    for k, phase in enumerate(phases if isinstance(phases, list) else []):
+        # for the sentences, which would not tell which phase is meant
+        with naming(k):
+            build(PhaseConfig, phase if isinstance(phase, Mapping) else {"settings": phase}, {})
+    if not phases or "steps" in train:
+        return build(RunConfig, values, KINDS)
+    config = build(RunConfig, {**values, "train": {**train, "steps": 0}}, KINDS)
+    return replace(config, train=replace(config.train, steps=sum(steps_of_phases(config, configs_of_phases(config)))))
+
+
+def configs_of_phases(config: RunConfig) -> list[RunConfig]:
+    """What holds in each phase; a run without phases is one. Raises ConfigError."""
+    return [config_of_phase(config, k) for k in range(len(config.train.phases))] or [config]
+
+
+def config_of_phase(config: RunConfig, k: int) -> RunConfig:
+    """What holds in phase k; a run without phases is one. Raises ConfigError."""
+    if not config.train.phases:
+        return config
+    phase, plain = config.train.phases[k], replace(config, train=replace(config.train, phases=[]))
+    if not any(phase.settings.values()):
+        return plain
+    values = asdict(plain)
+    if "mixture" in phase.data:
+        # other weights, not more of them
+        values["data"]["mixture"] = None
+    with naming(k):
+        found = build_config(merge(values, phase.settings))
+    phase.check(f"train.phases[{k}]")
+    return found
+
+
+def steps_of_phases(config: RunConfig, configs: Sequence[RunConfig]) -> list[int]:
+    """The steps of each phase. configs: of the phases. Raises ConfigError."""
+    phases, total = config.train.phases, config.train.steps
+    found: list[int] = []
+    for k, (phase, own) in enumerate(zip(phases, configs, strict=False)):
+        # of settings that are not checked yet
+        steps = phase.count(f"train.phases[{k}]", max(1, own.train.batch * own.data.sequence_length))
+        if steps is None and k + 1 < len(phases):
+            raise ConfigError(f"train.phases[{k}] needs steps or tokens; only the last phase can go on to train.steps without")
+        if steps is None and total <= sum(found):
+            raise ConfigError(
+                f"train.steps ({total or 'not set'}) must be more than the {sum(found)} steps of the phases before the last, which "
+                f"has neither steps nor tokens; give it one of them, or set train.steps={sum(found) + 1} or more"
+            )
+        found.append(total - sum(found) if steps is None else steps)
+    if phases and total not in (0, sum(found)):
+        raise ConfigError(
+            f"train.steps ({total}) must be the {sum(found)} steps that train.phases have together; leave it out, or leave steps "
+            "and tokens of the last phase out, which then takes the rest"
+        )
+    return found or [total]
+
+
+@contextmanager
+def naming(k: int) -> Iterator[None]:
+    """Errors inside say that they are of phase k."""
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        raise type(error)(f"train.phases[{k}]: {error}") from None
 
 
 def micro_batch_of(config: RunConfig, world_size: int) -> int:

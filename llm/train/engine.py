@@ -11,20 +11,22 @@ from torch import Tensor
 from llm.data import Batch
 from llm.model import Decoder
 from llm.parallel import Ranks
-from llm.train.bad_steps import drop_bad_updates, dropped
 from llm.train.carried import Carried
 from llm.train.config import RunConfig
 from llm.train.deepspeed_config import LossOnly, deepspeed_config
+from llm.train.gate import CLOSED, Gate
 from llm.train.optimizer import create_optimizer, set_rates
 from llm.train.precision import prepare
 from llm.train.report import report_parameters
 from llm.train.run_folder import RunFolder
+from llm.train.spikes import NO_LIMITS, Limits
 from llm.train.world import World
 
 
 class StepResult(NamedTuple):
     """loss_sum: nats of this rank. scored: labels of all ranks. grad_norm: global, unclipped. votes: yeses of all ranks.
-    z_sum: with a z-loss, log^2 Z summed over this rank's scored labels. bad: the gradient was not finite, and nothing is updated.
+    z_sum: with a z-loss, log^2 Z summed over this rank's scored labels. bad: the gradient was not finite, or a limit was passed,
+    and nothing is updated. loss: nats per label of all ranks, where it has a limit.
     """
 
     loss_sum: Tensor
@@ -33,6 +35,7 @@ class StepResult(NamedTuple):
     votes: Tensor
     z_sum: Tensor | None = None
     bad: bool = False
+    loss: Tensor | None = None
 
 
 def create_engine(config: RunConfig, world: World, ranks: Ranks | None = None, folder: RunFolder | None = None) -> Any:
@@ -52,7 +55,7 @@ def create_engine(config: RunConfig, world: World, ranks: Ranks | None = None, f
         # ours are tested at every stage (tests/train); without this DeepSpeed warns or refuses
         ZERO_SUPPORTED_OPTIMIZERS.append(type(optimizer))
     engine, *_ = deepspeed.initialize(model=LossOnly(decoder, ranks, config.train.z_loss), optimizer=optimizer, config=settings)
-    drop_bad_updates(engine)
+    engine.gate = Gate(engine)
     return engine
 
 
@@ -66,6 +69,7 @@ def optimizer_step(
     carried: Carried | None = None,
     before_update: Callable[[], None] = lambda: None,
     step: int = 0,
+    limits: Limits = NO_LIMITS,
 ) -> StepResult:
     """Gradients of (sum of nats over all tokens / scored labels of all ranks and micro-batches), then one update.
 
@@ -73,38 +77,45 @@ def optimizer_step(
     micro-batches is switched off. Ranks that share a sequence are no special case: each has the loss of its own tokens, and a part
     of every gradient.
 
-    A gradient that is not finite on some rank changes neither weights, nor optimizer, nor carried states.
+    A gradient that is not finite on some rank, or a step beyond the limits, changes neither weights, nor optimizer, nor carried
+    states.
 
     votes: what else the ranks have to agree on, counted in the same all-reduce. before_update: called when gradients are there.
-    step: counted from 1, it keys gradient noise.
+    step: counted from 1, it keys gradient noise. limits: of the loss and of the gradient's norm, those of all ranks.
     """
     device = world.device
     counts = torch.cat([sum_scored(micro_batches)[None], torch.tensor(votes, dtype=torch.int64)])
     counts = world.sum(counts.to(device))
     scored = counts[0]
     scale = world.size / scored.clamp(min=1)
-    loss_sum, bad = torch.zeros((), device=device), False
+    loss_sum, loss, bad = torch.zeros((), device=device), None, False
     states = None if carried is None else list(carried.states)
     for k, batch in enumerate(micro_batches):
         batch = batch.to(device, non_blocking=True)
         if carried is None:
-            loss = engine(batch.tokens_BT, batch.labels_BT, batch.docs)
+            nats = engine(batch.tokens_BT, batch.labels_BT, batch.docs)
         else:
-            loss, state = engine(batch.tokens_BT, batch.labels_BT, batch.docs, carried.states[k], carry=True)
+            nats, state = engine(batch.tokens_BT, batch.labels_BT, batch.docs, carried.states[k], carry=True)
             carried.keep(k, state)
-        loss_sum += loss.detach()
-        engine.backward(loss * scale, scale_wrt_gas=False)
+        loss_sum += nats.detach()
+        engine.backward(nats * scale, scale_wrt_gas=False)
+        if k == len(micro_batches) - 1:
+            engine.gate.limit = limits.grad_norm
+            if limits.loss is not None:
+                loss = world.sum(loss_sum.clone()) / scored.clamp(min=1)
+                engine.gate.limit = limits.grad_norm if loss <= limits.loss else CLOSED
         grad_norm = clip_gradients(engine, clip) if updates_now(engine) else None
-        bad = grad_norm is not None and dropped(engine, grad_norm)
+        bad = grad_norm is not None and engine.gate.closed(grad_norm)
         set_rates(engine.optimizer, lr, step)
         if k == len(micro_batches) - 1:
             before_update()
         engine.step()
-    norm = engine.get_global_grad_norm() if grad_norm is None else grad_norm
-    bad = bad or (grad_norm is None and dropped(engine, None))
+    bad = bad or (grad_norm is None and engine.gate.closed(None))
+    # DeepSpeed's own is infinite where the gate was closed
+    norm = grad_norm if grad_norm is not None else engine.gate.norm if bad else engine.get_global_grad_norm()
     if bad and carried is not None and states is not None:
         carried.states = states
-    return StepResult(loss_sum, scored, norm, counts[1:], engine.module.take_z_sum(), bad)
+    return StepResult(loss_sum, scored, norm, counts[1:], engine.module.take_z_sum(), bad, loss)
 
 
 def sum_scored(micro_batches: list[Batch]) -> Tensor:

@@ -23,6 +23,12 @@ def sequence_ranks(config: RunConfig, world: World) -> Ranks | None:
     return Ranks(part, size, groups[reader], config.parallel.mode, states=config.data.packing == "contiguous")
 
 
+def leave(ranks: Ranks | None) -> None:
+    """Give up the group of ranks that shared sequences."""
+    if ranks is not None:
+        dist.destroy_process_group(ranks.group)
+
+
 def unscored_rows(config: RunConfig, ranks: int) -> list[str]:
     """What it costs when the ranks' micro-batches have room for more rows than the batch has."""
     readers, batch = data_ranks(config, ranks), config.train.batch

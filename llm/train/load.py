@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from llm.errors import CheckpointError, ConfigError
 from llm.model import Decoder
 from llm.train import checkpoint_files as files
-from llm.train.config import RunConfig
+from llm.train.config import RunConfig, config_of_phase
 from llm.train.precision import cast_model
 from llm.train.run_folder import RunFolder, read_config
 from llm.train.shards import Pieces, Wanted, fill, same_shapes
@@ -19,13 +20,16 @@ from llm.train.shards import Pieces, Wanted, fill, same_shapes
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """path: the checkpoint. run: the run folder it lies in, if any. step, tokens: trained so far. tokenizer: its file."""
+    """path: the checkpoint. run: the run folder it lies in, if any. step, tokens: trained so far. tokenizer: its file. quarantine:
+    rows that it was not trained on (llm/train/quarantine.py).
+    """
 
     path: Path
     run: Path | None
     step: int
     tokens: int
     tokenizer: Path
+    quarantine: list[dict[str, Any]]
 
 
 def load_model(
@@ -62,11 +66,12 @@ def load_model(
 
 
 def what_it_is(checkpoint: Path) -> tuple[RunConfig, CheckpointInfo]:
-    """The config of the run that a checkpoint is of, and which one it is."""
+    """The config that held when a checkpoint was saved, and which one it is."""
     progress = json.loads((checkpoint / files.PROGRESS).read_text())
     run = checkpoint.parents[1] if (checkpoint.parents[1] / files.CONFIG).is_file() else None
-    info = CheckpointInfo(checkpoint, run, progress["step"], progress["tokens"], checkpoint / files.TOKENIZER)
-    return read_config(checkpoint / files.CONFIG), info
+    tokenizer, quarantine = checkpoint / files.TOKENIZER, progress.get("quarantine", [])
+    info = CheckpointInfo(checkpoint, run, progress["step"], progress["tokens"], tokenizer, quarantine)
+    return config_of_phase(read_config(checkpoint / files.CONFIG), progress.get("phase", 0)), info
 
 
 class CheckpointWeights(Mapping[str, Tensor]):

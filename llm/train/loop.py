@@ -1,47 +1,47 @@
 """The train loop: batches -> micro-steps -> optimizer step -> metrics -> validation -> checkpoint."""
 
-import json
+import gc
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from llm.data import Batch, Batches, HeldOutBatches, Manifest, TokenStream
-from llm.errors import ConfigError, DataError
-from llm.train.bad_steps import BadSteps, BadStepsError, append
-from llm.train.branch import branch_point
+from llm.data import Batches, HeldOutBatches, Manifest
+from llm.errors import DataError
+from llm.train.bad_steps import BadSteps
+from llm.train.branch import starting_point
 from llm.train.carried import Carried
-from llm.train.checkpoint import load_checkpoint, newest_whole
+from llm.train.checkpoint import load_checkpoint
 from llm.train.checkpoint_files import name_of
 from llm.train.config import RunConfig, data_ranks, micro_batch_of, repeated_reductions
-from llm.train.diagnosis import diagnose, said
 from llm.train.engine import create_engine, optimizer_step
 from llm.train.exits import DONE, STOPPED, Outcome
-from llm.train.fragments import to_save
-from llm.train.grid import place, sequence_ranks, unscored_rows
+from llm.train.grid import leave, place, sequence_ranks, unscored_rows
 from llm.train.guard import PATIENCE, Guard
 from llm.train.init_from import start_from
 from llm.train.metrics import Meter, Writer, create_meter, read_metrics
+from llm.train.phases import Phase, Start, start_of
 from llm.train.plot import plot_loss
+from llm.train.quarantine import Record, known, quarantine_of, said
+from llm.train.rollback import bad_step, save
 from llm.train.run_folder import RunFolder
 from llm.train.save import Saver
-from llm.train.schedule import learning_rate
 from llm.train.scheduled import Evaluation
 from llm.train.sent import Sent
 from llm.train.validate import held_out_batches, validate
-from llm.train.whole_file import write_text
 from llm.train.world import World, say
 
 
 @dataclass
 class Run:
     """All that the loop holds. carried: states from step to step, if they are. held_out: None when the dataset has no validation
-    split. evaluate: what `train.evaluate` asks for. writer: on the first rank.
+    split. evaluate: what `train.evaluate` asks for. writer: on the first rank. quarantine: rows that are never read, and why.
     """
 
-    config: RunConfig
+    phase: Phase
     folder: RunFolder
     world: World
     engine: Any
@@ -55,50 +55,85 @@ class Run:
     saver: Saver
     guard: Guard
     bad_steps: BadSteps
+    quarantine: list[Record]
     step: int
+
+    @property
+    def config(self) -> RunConfig:
+        """As it holds in the phase."""
+        return self.phase.config
 
 
 def train(
-    config: RunConfig, folder: RunFolder, world: World, manifest: Manifest, guard: Guard, evaluate: Evaluation | None = None
+    phases: Sequence[Phase],
+    folder: RunFolder,
+    world: World,
+    manifests: Sequence[Manifest],
+    guard: Guard,
+    evaluations: Sequence[Evaluation | None] = (None,),
 ) -> Outcome:
-    """Train from scratch or from the newest whole checkpoint, to the last step or until a rank is to stop.
+    """Train from scratch or from the newest whole checkpoint, phase after phase, to the last step or until a rank is to stop.
 
-    The process group is up, `config` is checked, its precision resolved. Raises DataError, CheckpointError.
+    The process group is up, phases are checked, their precision resolved. manifests, evaluations: of each phase.
+    Raises DataError, CheckpointError.
     """
-    checkpoint, passed_over = newest_whole(folder.checkpoints, world)
-    if checkpoint is None and config.branch_from is not None:
-        checkpoint, passed_over = branch_point(config.branch_from, world)
+    config = phases[0].config
+    while True:
+        checkpoint, passed_over = starting_point(config, folder, world)
+        say(world, *passed_over)
+        start = start_of(phases, manifests, checkpoint)
+        number = start.phase.number
+        outcome = train_phase(start, folder, world, manifests[number], guard, evaluations[number])
+        if outcome.status != DONE or outcome.step == config.train.steps:
+            return outcome
+        guard.beat(outcome.step + 1, "the next phase", PATIENCE)
+        # an engine's parts hold each other
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def train_phase(
+    start: Start, folder: RunFolder, world: World, manifest: Manifest, guard: Guard, evaluate: Evaluation | None
+) -> Outcome:
+    """To the end of a phase, or until a rank is to stop."""
+    phase, stream, checkpoint = start.phase, start.stream, start.checkpoint
+    config, progress = phase.config, {}
     ranks = sequence_ranks(config, world)
     engine = create_engine(config, world, ranks, folder)
-    stream = TokenStream(manifest, "train", config.data, config.seed, config.train.batch)
-    step, consumed = 0, 0
     if checkpoint is not None:
         began = time.perf_counter()
         progress = load_checkpoint(engine, checkpoint, world)
-        stream.check_state(progress["data"])
-        step, consumed = progress["step"], progress["data"]["consumed"]
-        say(world, *passed_over, f"resuming from {checkpoint}, loaded in {time.perf_counter() - began:.1f} s")
-        if step > config.train.steps:
-            raise ConfigError(f"train.steps ({config.train.steps}) must be at least {step}, the step of {checkpoint}; raise it")
+        say(world, f"resuming from {checkpoint}, loaded in {time.perf_counter() - began:.1f} s")
     elif config.init_from is not None:
         say(world, f"starting from the weights of {start_from(engine, config, folder, world)}")
-    say(world, *stream.repetitions(config.train.steps * config.train.batch), *unscored_rows(config, world.size))
+    if phase.of > 1:
+        say(world, str(phase))
+    last_row = start.began[-1] + (phase.last - phase.first) * config.train.batch
+    say(world, *stream.repetitions(last_row), *unscored_rows(config, world.size))
     say(world, *repeated_reductions(config, world.size))
+    lines, bad = known(folder, checkpoint, progress, world), BadSteps(config.train.bad_steps)
+    bad.restore(progress.get("bad_steps", {}))
+    if start.step == phase.first:
+        # what was usual under other data or another context is not here
+        bad.spikes.restore({})
+    say(world, *said(lines))
     rank, part = place(config, world)
     readers, micro_batch = data_ranks(config, world.size), micro_batch_of(config, world.size)
-    batches = Batches(stream, config.train.batch, rank, readers, micro_batch, consumed, part)
-    saver = Saver(folder, config, world)
+    quarantine = quarantine_of(lines, stream.identity())
+    batches = Batches(stream, config.train.batch, rank, readers, micro_batch, start.consumed, part, quarantine)
+    saver = Saver(folder, config, world, phase, start.began)
     try:
-        writer = Writer(folder, config.train.steps, step, config.train.tensorboard) if world.first else None
+        writer = Writer(folder, config.train.steps, start.step, config.train.tensorboard) if world.first else None
         held_out = held_out_batches(config, world, manifest)
         carried = Carried.of(config, batches)
-        if carried is not None and checkpoint is not None:
+        if carried is not None and checkpoint is not None and start.same_states:
             carried.load(checkpoint, world)
-        meter, sent = create_meter(config, world), Sent(world, ranks)
-        bad = BadSteps(config.train.bad_steps)
-        run = Run(config, folder, world, engine, batches, carried, held_out, evaluate, meter, sent, writer, saver, guard, bad, step)
-        with guard.stop:
-            return loop(run)
+        meter, sent = create_meter(phase, world), Sent(world, ranks)
+        parts = phase, folder, world, engine, batches, carried, held_out, evaluate, meter, sent, writer, saver, guard, bad, lines
+        outcome = loop(Run(*parts, start.step))
+        engine.destroy()
+        leave(ranks)
+        return outcome
     except DataError as error:
         # the first rank, which speaks for all, may never read the damaged shard
         if not world.first:
@@ -110,34 +145,40 @@ def train(
 
 
 def loop(run: Run) -> Outcome:
-    """Steps until the last one, or until a rank is to stop."""
+    """Steps until the phase's last one, or until a rank is to stop."""
     settings, stop, first = run.config.train, run.guard.stop, run.step + 1
     outcome = Outcome(DONE, run.step, f"step {run.step} of {settings.steps}", str(run.folder.path))
     slowest = 0.0
-    while run.step < settings.steps:
+    while run.step < run.phase.last:
         run.step += 1
-        last = run.step == settings.steps
+        last = run.step == run.phase.last
         patience = PATIENCE if run.step == first else 1
         run.guard.beat(run.step, "reading", patience)
         waiting = time.perf_counter()
         micro_batches = next(run.batches)
         data_wait = time.perf_counter() - waiting
-        lr = learning_rate(settings.schedule, settings.optimizer.lr, run.step, settings.steps)
+        lr = run.phase.rate(run.step)
         # on a GPU the votes are read at logged steps alone
         stop.check_time(slowest * (settings.log_every if run.world.device.type == "cuda" else 1), run.saver.longest)
         reason = stop.reason
         votes, copied = (reason is not None, stop.out_of_time, *run.saver.votes()), run.saver.copied
+        limits = run.bad_steps.limits(run.step)
         run.guard.beat(run.step, "the update", patience)
         with run.sent:
-            result = optimizer_step(run.engine, micro_batches, lr, settings.clip, run.world, votes, run.carried, copied, run.step)
+            result = optimizer_step(
+                run.engine, micro_batches, lr, settings.clip, run.world, votes, run.carried, copied, run.step, limits
+            )
         run.meter.add(result, data_wait)
         saving = last or due(run.step, settings.checkpoint_every)
         logging = saving or due(run.step, settings.log_every)
         # a GPU is asked only where the loop waits for it anyway; the host's own tensors cost nothing to read
         stops, late, written, failed = result.votes.tolist() if logging or run.world.device.type == "cpu" else (0, 0, 0, 0)
         run.saver.settle(written, failed)
-        if result.bad:
-            left_out(run, micro_batches)
+        if not result.bad:
+            run.bad_steps.good(result.loss, result.grad_norm)
+        elif bad_step(run, micro_batches, result):
+            # at an earlier step, with the data behind
+            continue
         stopping = stops > 0
         validating = last or due(run.step, settings.validate_every)
         evaluating = run.evaluate is not None and due(run.step, settings.evaluate.every)
@@ -145,9 +186,8 @@ def loop(run: Run) -> Outcome:
             report(run, lr, validating, evaluating)
         if saving or stopping:
             run.guard.beat(run.step, "a checkpoint", PATIENCE)
-            held = to_save(run.engine, run.world.rank, run.world.size)
-            run.saver.save(held, run.step, run.batches.state(), run.carried, last=last or stopping)
-        if stopping and not last:
+            save(run, last=last or stopping)
+        if stopping and run.step < settings.steps:
             outcome = stopped(run, reason, late > 0)
             break
         outcome = replace(outcome, step=run.step, sentence=f"step {run.step} of {settings.steps}")
@@ -158,30 +198,6 @@ def loop(run: Run) -> Outcome:
     if run.writer is not None:
         run.writer.close()
     return outcome
-
-
-def left_out(run: Run, micro_batches: list[Batch]) -> None:
-    """Tell of a bad step. Raises BadStepsError, with a checkpoint and a diagnosis, when it is one too many."""
-    rows = run.batches.consumed - run.config.train.batch, run.batches.consumed
-    if run.world.first:
-        append(run.folder.report, run.step, rows)
-    say(run.world, f"step {run.step} is left out: its gradient is not finite, weights and optimizer stay as they were")
-    if not run.bad_steps.too_many(run.step):
-        return
-    run.guard.beat(run.step, "the diagnosis", PATIENCE)
-    where = run.saver.save(
-        to_save(run.engine, run.world.rank, run.world.size), run.step, run.batches.state(), run.carried, last=True
-    )
-    found = diagnose(run.engine, micro_batches, run.carried, run.world)
-    path = run.folder.report / f"bad_step_{run.step}.json"
-    if run.world.first:
-        write_text(path, json.dumps({"step": run.step, "rows": rows, **found}, indent=1) + "\n")
-    settings = run.config.train.bad_steps
-    raise BadStepsError(
-        f"step {run.step} is one more with a gradient that is not finite than train.bad_steps.skip ({settings.skip}) allows in "
-        f"{settings.window} steps; first not finite: {said(found)} ({path}); saved in {where}, with weights that are: lower the "
-        f"rate or mend the data of rows {rows[0]} to {rows[1] - 1}, then go on with `pretrain.py {run.folder.path}`"
-    )
 
 
 def stopped(run: Run, reason: str | None, out_of_time: bool) -> Outcome:
@@ -198,6 +214,8 @@ def report(run: Run, lr: float, validating: bool, evaluating: bool) -> None:
     if run.config.data.on_corrupt == "substitute":
         # damaged sequences that other ones stand for, of all ranks since this start
         record["substituted"] = run.world.sum(torch.tensor(run.batches.stream.substituted, device=run.world.device)).item()
+    if run.quarantine:
+        record |= {"rollbacks": len(run.quarantine), "quarantined_sequences": len(run.batches.quarantine)}
     if validating and run.held_out is not None:
         record |= validate(run.engine, run.held_out, run.world, lambda: run.guard.beat(run.step, "validation", PATIENCE))
     if evaluating and run.evaluate is not None:
@@ -207,7 +225,9 @@ def report(run: Run, lr: float, validating: bool, evaluating: bool) -> None:
         return
     run.writer.write(record)
     if validating:
-        plot_loss(read_metrics(run.folder), run.folder.report / "loss.png", run.config.name)
+        tokens_per_step = run.config.train.batch * run.config.data.sequence_length
+        rollbacks = [record["checkpoint"] * tokens_per_step for record in run.quarantine]
+        plot_loss(read_metrics(run.folder), run.folder.report / "loss.png", run.config.name, rollbacks)
 
 
 def due(step: int, every: int) -> bool:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from llm.cost import model_cost
-from llm.train.config import RunConfig
 from llm.train.engine import StepResult
 from llm.train.peak import measured_peak
+from llm.train.phases import Phase
 from llm.train.run_folder import RunFolder, write_text
 from llm.train.world import World
 
@@ -24,15 +24,15 @@ class Meter:
     """Sums over the steps since the last reading; tensors stay on the device until then.
 
     Args:
-        tokens_per_step: of all ranks. flops_per_token: of training. peak_flops: of all ranks' devices together.
+        phase: of the run, whose tokens are counted. flops_per_token: of training. peak_flops: of all ranks' devices together.
     """
 
-    def __init__(self, world: World, tokens_per_step: int, flops_per_token: float, peak_flops: float):
-        self.world = world
-        self.tokens_per_step, self.flops_per_token, self.peak_flops = tokens_per_step, flops_per_token, peak_flops
-        self._restart()
+    def __init__(self, world: World, phase: Phase, flops_per_token: float, peak_flops: float):
+        self.world, self.phase, self.flops_per_token, self.peak_flops = world, phase, flops_per_token, peak_flops
+        self.restart()
 
-    def _restart(self) -> None:
+    def restart(self) -> None:
+        """Forget what was summed."""
         self.loss_sum: Tensor | float = 0.0
         self.z_sum: Tensor | float = 0.0
         self.scored: Tensor | float = 0.0
@@ -53,10 +53,10 @@ class Meter:
         assert self.steps, "read before the first step"
         loss_sum = float(self.world.sum(self.loss_sum)) if isinstance(self.loss_sum, Tensor) else math.nan
         seconds = time.perf_counter() - self.start
-        rate = self.steps * self.tokens_per_step / seconds
+        rate = self.steps * self.phase.tokens_per_step / seconds
         record = {
             "step": step,
-            "tokens": step * self.tokens_per_step,
+            "tokens": self.phase.tokens_at(step),
             "loss": loss_sum / max(1.0, float(self.scored)),
             "grad_norm": float(self.grad_norm),
             "lr": lr,
@@ -65,11 +65,13 @@ class Meter:
             "seconds_per_step": seconds / self.steps,
             "data_wait": self.data_wait / seconds,
         }
+        if self.phase.of > 1:
+            record["phase"] = self.phase.number
         if self.bad:
             record["bad_steps"] = self.bad
         if isinstance(self.z_sum, Tensor):
             record["log_z_squared"] = float(self.world.sum(self.z_sum)) / max(1.0, float(self.scored))
-        self._restart()
+        self.restart()
         return record
 
     def skip(self) -> None:
@@ -164,10 +166,11 @@ def read_metrics(folder: RunFolder) -> list[dict[str, Any]]:
     return records
 
 
-def create_meter(config: RunConfig, world: World) -> Meter:
+def create_meter(phase: Phase, world: World) -> Meter:
     """Counts tokens and FLOPs of all ranks; the peak is the sum of what each rank's device reaches."""
+    config = phase.config
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     peak = config.train.peak_flops or measured_peak(world.device, dtype)
     total = world.sum(torch.tensor(peak, dtype=torch.float64, device=world.device)).item()
     flops = BACKWARD_AND_FORWARD * model_cost(config.model, config.data.sequence_length).flops
-    return Meter(world, config.train.batch * config.data.sequence_length, flops, total)
+    return Meter(world, phase, flops, total)

@@ -7,15 +7,14 @@ runs/NAME/  config.yaml       resolved; resuming needs no other file
             versions.json     of packages, and the state of git
             outcome.json      how the last start ended (llm/train/exits.py)
             heartbeat/        where each rank is;  stacks/  of ranks that hung (llm/train/guard.py)
-            report/           loss.png, parameters.json, bad_steps.jsonl, eval-*.json;  tensorboard/
+            report/           loss.png, parameters.json, bad_steps.jsonl, quarantine.jsonl, eval-*.json;  tensorboard/
 """
 
 import json
 import os
 import platform
-import shutil
 import subprocess
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,10 @@ from llm.errors import CheckpointError, ConfigError
 from llm.ops.kernels import KernelsConfig
 from llm.train.bad_steps import BadStepsConfig
 from llm.train.config import RunConfig, build_config
+from llm.train.phases import newest_step, phases_of
 from llm.train.schedule import ScheduleConfig
 from llm.train.scheduled import EvaluateConfig
+from llm.train.spikes import SpikeConfig
 from llm.train.whole_file import write_text
 
 # Settings that change nothing of what is computed, but for the order of sums: they may differ when a run goes on.
@@ -59,6 +60,7 @@ FREE = {
     "train.max_minutes",
     "train.hang_minutes",
     *(f"train.bad_steps.{field.name}" for field in fields(BadStepsConfig)),
+    *(f"train.bad_steps.spike.{field.name}" for field in fields(SpikeConfig)),
 }
 # Settings that a run may go on with changed, or branch off with: what lies ahead, not what was computed.
 AHEAD = {"train.steps", *(f"train.schedule.{field.name}" for field in fields(ScheduleConfig))}
@@ -114,8 +116,9 @@ class RunFolder:
         if not self.config.is_file():
             self._check_place()
             return []
-        old = self.read_config()
-        differing = differences(old, config)
+        # the folder may have been renamed since
+        old = replace(self.read_config(), name=config.name)
+        differing = differences_until(old, config, newest_step(self.checkpoints))
         if differing:
             raise ConfigError(
                 f"{self.path} holds a run with another config ({shown(differing)}); resume that run with "
@@ -138,7 +141,8 @@ class RunFolder:
         write_text(self.config, to_yaml(config))
         write_text(self.versions, json.dumps(versions(), indent=1) + "\n")
         if not self.tokenizer.is_file():
-            shutil.copyfile(manifest.tokenizer_path, self.tokenizer)
+            # whole or not at all: later starts keep what is there
+            write_text(self.tokenizer, manifest.tokenizer_path.read_text())
 
 
 def read_config(path: Path) -> RunConfig:
@@ -155,12 +159,28 @@ def differences(old: RunConfig, new: RunConfig, free: set[str] = FREE | AHEAD) -
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
 
 
+def differences_until(old: RunConfig, new: RunConfig, step: int, free: set[str] = FREE | AHEAD) -> dict[str, tuple[Any, Any]]:
+    """The same, of the phases that have begun at a step and of their ends; those after it lie ahead."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for was, now in zip(phases_of(old), phases_of(new), strict=False):
+        if was.number and was.first >= step:
+            break
+        where = f"train.phases[{now.number}]" if max(was.of, now.of) > 1 else ""
+        differing = differences(was.config, now.config, free)
+        found |= {f"{where}.{key}" if where else key: values for key, values in differing.items()}
+        if where and was.last != now.last and min(was.last, now.last) < step:
+            found[f"{where} ends at step"] = was.last, now.last
+    return found
+
+
 def shown(differing: dict[str, tuple[Any, Any]]) -> str:
     return "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in differing.items())
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted path -> leaf."""
+    """Dotted path -> leaf. Dicts in a list go by number."""
+    if isinstance(tree, list | tuple) and tree and all(isinstance(item, dict) for item in tree):
+        tree = dict(enumerate(tree))
     if not isinstance(tree, dict):
         return {prefix: tree}
     leaves: dict[str, Any] = {}

@@ -9,6 +9,7 @@ alone. Memory: one copy on the host of what a rank saves (for AdamW 12 bytes per
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +26,7 @@ from llm.train.carried import Carried
 from llm.train.config import RunConfig
 from llm.train.fragments import Fragment
 from llm.train.host_copy import HostCopy
+from llm.train.phases import Phase, phases_of
 from llm.train.run_folder import RunFolder
 from llm.train.shards import Shard, state_shard, weight_shard
 from llm.train.world import World
@@ -33,10 +35,14 @@ Sealed = dict[str, list]
 
 
 class Saver:
-    """Writes a run's checkpoints, one at a time. All ranks make the same calls."""
+    """Writes the checkpoints of a run's phase, one at a time. All ranks make the same calls.
 
-    def __init__(self, run: RunFolder, config: RunConfig, world: World):
+    phase: None: the first. began: the rows at which it and those before it began.
+    """
+
+    def __init__(self, run: RunFolder, config: RunConfig, world: World, phase: Phase | None = None, began: Sequence[int] = (0,)):
         self.run, self.config, self.world = run, config, world
+        self.phase, self.began = phase or phases_of(config)[0], began
         self._stall = 0.0
         # seconds from the beginning of a save until this rank had written its part, at most; None before the first
         self.longest: float | None = None
@@ -49,15 +55,21 @@ class Saver:
         # on the first rank: the last checkpoint's, which may go on until the next save
         self._publishing: Future[None] | None = None
         if world.first:
-            files.remove_leftovers(run.checkpoints)
+            files.tidy(run.checkpoints)
         world.barrier()
 
     def save(
-        self, held: list[Fragment], step: int, data: dict[str, Any], carried: Carried | None = None, last: bool = False
+        self,
+        held: list[Fragment],
+        step: int,
+        data: dict[str, Any],
+        carried: Carried | None = None,
+        last: bool = False,
+        verdicts: dict[str, Any] | None = None,
     ) -> Path:
         """Begin `checkpoints/step-N`; it is there on return where it is the last, or `train.checkpoint_async` is off.
 
-        held: what this rank saves. data: the position of the data stream.
+        held: what this rank saves. data: the position of the data stream. verdicts: on steps so far, by what came of them.
 
         Raises:
             CheckpointError: this checkpoint, or the one before it, cannot be written.
@@ -65,7 +77,7 @@ class Saver:
         began = time.perf_counter()
         self.finish()
         self._step = step
-        texts = self._texts(step, data) if self.world.first else {}
+        texts = self._texts(step, data, verdicts or {}) if self.world.first else {}
         self._copied.clear()
         waits = last or not self.config.train.checkpoint_async
         # a copy also where tensors are on a GPU, from which they come fastest into this memory
@@ -144,7 +156,7 @@ class Saver:
         self._writing = None
         if self.world.first:
             sealed = {name: entry for part in parts for name, entry in part.items()}
-            self._publishing = self._thread.submit(publish, self._temporary, self._final, sealed, self.config)
+            self._publishing = self._thread.submit(publish, self._temporary, self._final, sealed, self.phase)
 
     def _fail(self) -> None:
         jobs: list[Future] = [job for job in (self._writing, self._publishing) if job is not None]
@@ -171,12 +183,14 @@ class Saver:
             shards[files.carried_of(rank)] = Shard(carried.tensors(), {})
         return shards
 
-    def _texts(self, step: int, data: dict[str, Any]) -> dict[str, str]:
+    def _texts(self, step: int, data: dict[str, Any], verdicts: dict[str, Any]) -> dict[str, str]:
         """The small files, which the first rank writes."""
         train, parallel, tokens = self.config.train, self.config.parallel, self.config.data.sequence_length
         progress = {
             "step": step,
-            "tokens": step * train.batch * tokens,
+            "tokens": self.phase.tokens_at(step),
+            "phase": self.phase.number,
+            "began": list(self.began),
             "data": data,
             "ranks": self.world.size,
             "zero": parallel.zero,
@@ -184,6 +198,7 @@ class Saver:
             "precision": train.precision,
             "schedule": {"steps": train.steps, "batch": train.batch, "sequence_length": tokens, **asdict(train.schedule)},
             "versions": json.loads(self.run.versions.read_text()),
+            **verdicts,
         }
         return {
             files.PROGRESS: json.dumps(progress, indent=1) + "\n",
@@ -202,9 +217,10 @@ def write(folder: Path, shards: dict[str, Shard], texts: dict[str, str]) -> Seal
     return files.seal(folder, [*shards, *texts])
 
 
-def publish(temporary: Path, final: Path, sealed: Sealed, config: RunConfig) -> None:
+def publish(temporary: Path, final: Path, sealed: Sealed, phase: Phase) -> None:
     files.publish(temporary, final, sealed)
-    files.keep_newest(final.parent, config.train.keep_last, config.train.keep_every)
+    train = phase.config.train
+    files.keep_newest(final.parent, train.keep_last, train.keep_every, phase.borders)
 
 
 def rng_state(device: torch.device) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,10 +18,12 @@ from llm.ops import kernels
 from llm.ops.routes import ROUTES
 from llm.train.branch import check_branch
 from llm.train.checkpoint_files import FILES, checkpoints
-from llm.train.config import RunConfig, check, load_config
+from llm.train.config import RunConfig, load_config
 from llm.train.exits import Outcome
+from llm.train.failures import LostRanks, in_words
 from llm.train.guard import Guard
 from llm.train.init_from import check_source
+from llm.train.phases import check_phases, manifests_of, newest_step, phases_of
 from llm.train.precision import resolved
 from llm.train.run_folder import AHEAD, FREE, RunFolder
 from llm.train.scheduled import Evaluation
@@ -42,29 +45,34 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
     """
     began, world = time.monotonic(), World.from_environment()
     config, folder = plan(words)
-    manifest = config.data.load_manifest()
-    check(config, world.size, manifest)
     config, why = resolved(config, world.device)
+    phases = phases_of(config)
+    manifests = manifests_of(phases)
+    check_phases(phases, world.size, manifests, newest_step(folder.checkpoints))
     kernels.check(config.kernels, ROUTES, world.device)
     kernels.use(config.kernels)
     changed = folder.check_same(config)
     check_branch(config)
-    evaluate = plan_evaluation(config, folder, world) if plan_evaluation and config.train.evaluate.every else None
-    if evaluate is None and config.train.evaluate.every:
+    planned = plan_evaluation if config.train.evaluate.every else None
+    evaluations = [planned and planned(phase.config, folder, world) for phase in phases]
+    if planned is None and config.train.evaluate.every:
         raise ConfigError(f"train.evaluate.every ({config.train.evaluate.every}) needs evaluations; start with launch/pretrain.py")
     # one rank is enough to read the headers
     if world.first and config.init_from is not None and not checkpoints(folder.checkpoints):
         check_source(config)
     share_cores(world.device)
+    # torch begins anywhere; a checkpoint brings its own
+    torch.manual_seed(config.seed + world.rank)
     quiet()
     from llm.train.loop import train
 
     guard = Guard(folder, world, config.train.hang_minutes, StopRequest(config.train.max_minutes, began))
     connected = world.connect()
     try:
-        agree(manifest, world)
+        for manifest in manifests:
+            agree(manifest, world)
         if world.first:
-            folder.write(config, manifest)
+            folder.write(config, manifests[0])
         world.barrier()
         parameters = model_cost(config.model, config.data.sequence_length).parameters
         say(
@@ -72,19 +80,30 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
             f"{folder.path}: {parameters:,} parameters, ZeRO {config.parallel.zero}, {world.size} rank(s) on {world.device.type}",
             why,
             *changed,
+            *(map(str, phases) if len(phases) > 1 else ()),
         )
-        with guard:
+        # signals count from here on, also between phases
+        with guard, guard.stop:
             if world.first:
                 Outcome(None, 0, "training", str(folder.path)).write()
-            outcome = train(config, folder, world, manifest, guard, evaluate)
+            outcome = train(phases, folder, world, manifests, guard, evaluations)
         say(world, f"{folder.path}: {outcome.sentence}; loss curve in {folder.report / 'loss.png'}")
         if world.first:
             outcome.write()
         return outcome
-    except BraidError as error:
-        # the rank that knows, which may not be the first
-        Outcome(error.status, guard.done, str(error), str(folder.path)).write()
-        raise
+    except (BraidError, OSError, RuntimeError) as error:
+        known = in_words(error, folder, world.rank, guard.done)
+        if known is None:
+            raise
+        if not isinstance(known, LostRanks):
+            # the rank that knows, which may not be the first
+            Outcome(known.status, guard.done, str(known), str(folder.path)).write()
+        elif not world.first:
+            # which may be the one that is gone
+            print(f"error: {known}", file=sys.stderr, flush=True)
+        if known is error:
+            raise
+        raise known from error
     finally:
         if connected:
             world.close()
@@ -110,7 +129,8 @@ def plan(words: Sequence[str]) -> tuple[RunConfig, RunFolder]:
         config = load_config(words)
         return config, RunFolder.of(config)
     folder, overrides = RunFolder(Path(folders[0])), [word for word in words if word != folders[0]]
-    refused = [word for word in overrides if word.partition("=")[0] not in FREE | AHEAD]
+    # of phases, what may change is what lies ahead: `check_same` knows
+    refused = [word for word in overrides if word.partition("=")[0] not in FREE | AHEAD and not word.startswith("train.phases")]
     if len(folders) > 1 or refused:
         raise ConfigError(
             f"{folder.path} resumes with its own config, so {(refused or folders)[-1]!r} cannot be given with it; "

@@ -77,6 +77,13 @@ def test_a_key_may_be_a_number(tmp_path):
     assert config.items == {"2024": Item(Square(side=4), Nothing()), "7": Item(Circle(), Nothing())}
 
 
+def test_items_of_a_list_go_by_number(tmp_path):
+    write(tmp_path, a="name: a\nsizes: [1, 2, 3]\n")
+    assert load(Root, [str(tmp_path / "a.yaml"), "sizes.1=7", "sizes[2]=9"], KINDS).sizes == [1, 7, 9]
+    with pytest.raises(ConfigError, match=r"'sizes.3=4' is not an override: sizes has 3 items, counted from 0, and none is 3"):
+        load(Root, [str(tmp_path / "a.yaml"), "sizes.3=4"], KINDS)
+
+
 def test_another_kind_starts_afresh(tmp_path):
     write(tmp_path, a="name: a\nitems: {x: {shape: {kind: square, side: 3}}}\n", b="items: {x: {shape: {kind: circle}}}\n")
     config = load(Root, [str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")], KINDS)

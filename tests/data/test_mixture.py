@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm.data.mixture import MAX_PERIOD, Mixture, dealt
+from llm.data.mixture import MAX_EPOCHS, MAX_PERIOD, Mixture, dealt, repetitions
 from llm.errors import ConfigError
 
 
@@ -95,13 +95,17 @@ def test_an_epoch_is_every_sequence_once(sizes: list[int], data: st.DataObject):
 def test_a_source_that_is_repeated_too_often_is_named():
     mixture = Mixture({"prose": 0.7, "code": 0.3})
     sizes = {"prose": 1000, "code": 50}
-    assert mixture.repetitions(600, sizes) == []
-    (warning,) = mixture.repetitions(1000, sizes)
+
+    def said(rows: int, most: float = MAX_EPOCHS) -> list[str]:
+        return repetitions(mixture.epochs(rows, sizes), rows, mixture.weights, most)
+
+    assert said(600) == []
+    (warning,) = said(1000)
     assert warning == (
         "source 'code' is read 6.0 times in 1000 sequences; past 4 epochs repeated text teaches little: "
         "lower its weight (0.3), train on fewer sequences, or add text"
     )
-    assert mixture.repetitions(1000, sizes, most=6) == []
+    assert said(1000, 6) == []
 
 
 @pytest.mark.parametrize("weight", [0, -1.0, float("nan"), float("inf")])

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def test_padding_is_no_token():
 def test_it_counts_what_was_trained_on_and_scores_the_same_text(subject):
     found = bigram(subject, BigramConfig())
     stream = TokenStream(subject.manifest(), "train", subject.dataset, subject.trained.seed)
-    read = distinct(stream, subject.trained.consumed)
+    read = distinct(stream, np.arange(subject.trained.consumed))
     rows = stream.rows(read)
     texts = read_texts(subject, TextConfig())
     pairs = np.stack([rows.tokens, rows.labels], -1).reshape(-1, 2)
@@ -63,4 +64,15 @@ def test_it_counts_what_was_trained_on_and_scores_the_same_text(subject):
 
 def test_a_second_epoch_is_counted_once(subject):
     stream = TokenStream(subject.manifest(), "train", subject.dataset, subject.trained.seed)
-    assert len(distinct(stream, 3 * len(stream))) == len(stream)
+    assert len(distinct(stream, np.arange(3 * len(stream)))) == len(stream)
+
+
+def test_what_is_in_quarantine_is_not_counted(subject):
+    stream = TokenStream(subject.manifest(), "train", subject.dataset, subject.trained.seed)
+    records = [{"rows": [8, 24], "stream": stream.identity()}]
+    trained = replace(subject.trained, consumed=16, quarantine=records)
+    found = bigram(replace(subject, trained=trained), BigramConfig())
+    read = stream.rows(np.array([*range(8), *range(24, 32)]))
+    assert found.details["fitted_on"]["pairs"] == (read.labels >= 0).sum()
+    nats = found.figures["nats_per_token"].value
+    assert nats != bigram(replace(subject, trained=replace(trained, quarantine=[])), BigramConfig()).figures["nats_per_token"].value

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch.restarts import End, Limits, end_of, hopeless
+from launch.restarts import End, Limits, described, end_of, hopeless
 from llm.train.exits import BAD_STEPS, DONE, HUNG, MEND, STOPPED, Outcome
 
 pytestmark = [pytest.mark.multirank, pytest.mark.timeout(60)]
@@ -32,7 +32,7 @@ beat = {"step": int(step or 0), "phase": "the update", "since": 0.0, "pid": os.g
 tell = lambda status, **more: Outcome(status, int(step or 0), f"sentence {n}", str(folder), **more).write()
 tell(None)
 if word == "saves":
-    (folder / "checkpoints" / "latest").write_text(f"step-{step}\\n")
+    (folder / "checkpoints" / f"step-{step}").mkdir()
     os.kill(os.getpid(), signal.SIGKILL)
 if word == "crash":
     sys.exit(9)
@@ -115,6 +115,18 @@ def test_a_command_that_trains_nothing_has_failed() -> None:
     assert end_of(None, 0).status == 1
     assert end_of(None, -9).status == 137
     assert end_of(None, MEND).status == MEND
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        *[(status, "SIGKILL, maybe out of memory") for status in (-9, 137, 247)],
+        *[(status, "SIGSEGV") for status in (-11, 139, 245)],
+        *[(status, f"status {status}") for status in (0, 1, 75, 255)],
+    ],
+)
+def test_a_status_says_which_signal_ended_a_command(status: int, said: str) -> None:
+    assert described(status).endswith(said)
 
 
 def test_failures_at_different_steps_are_no_pattern() -> None:

@@ -1,4 +1,4 @@
-"""What test_faults runs on each rank: steps with a gradient that is not finite, with and without them."""
+"""What test_faults runs on each rank: bad steps, with a gradient that is not finite or above a limit, with and without them."""
 
 from typing import Any
 from unittest import mock
@@ -6,8 +6,11 @@ from unittest import mock
 import torch
 
 from llm.train.config import RunConfig
+from llm.train.spikes import Limits
 
-RANKS, STEPS, BAD = 2, 5, (1, 3)
+RANKS, STEPS, BAD = 2, 6, (1, 3, 4)
+# below any loss and any norm
+LIMITS = {3: Limits(0.1), 4: Limits(1e9, 1e-3)}
 
 
 def configs() -> dict[str, RunConfig]:
@@ -19,8 +22,8 @@ def configs() -> dict[str, RunConfig]:
 
 
 def trained(rank: int, config: RunConfig, bad: tuple[int, ...]) -> dict[str, Any]:
-    """This rank's weights and moments after the steps; at those in `bad` rank 1 alone has a loss that is NaN. Without any,
-    those of BAD are not made at all.
+    """This rank's weights and moments after the steps; at the first in `bad` rank 1 alone has a loss that is NaN, the others are
+    beyond their limits. Without any, those of BAD are not made at all.
     """
     from llm.train.deepspeed_config import LossOnly
     from llm.train.engine import create_engine, optimizer_step
@@ -34,14 +37,16 @@ def trained(rank: int, config: RunConfig, bad: tuple[int, ...]) -> dict[str, Any
 
     def spoilt(self: LossOnly, *args: Any, **kwargs: Any) -> Any:
         loss = forward(self, *args, **kwargs)
-        return loss * torch.nan if rank == 1 and step in bad else loss
+        return loss * torch.nan if rank == 1 and step in bad[:1] else loss
 
     with mock.patch.object(LossOnly, "forward", spoilt):
         for step in range(1, STEPS + 1):
             if step in BAD and not bad:
                 continue
             batches = batch_of(step).split(ROWS // RANKS)[rank].split(2)
-            said.append(optimizer_step(engine, batches, 1e-3, config.train.clip, world, step=step).bad)
+            limits = LIMITS.get(step, Limits(1e9, 1e9))
+            result = optimizer_step(engine, batches, 1e-3, config.train.clip, world, step=step, limits=limits)
+            said.append((result.bad, float(result.grad_norm)))
     held = [(f.name, f.start, f.weight.clone(), {k: v.clone() for k, v in f.state.items()}, f.scalars) for f in fragments(engine)]
     engine.destroy()
     return {"said": said, "held": held}

@@ -1,7 +1,7 @@
 """A tiny run: a dataset that can be learned a little, and the words that train on it."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +43,31 @@ TRAIN = [
 @pytest.fixture(scope="session")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     """200 short documents of ids that follow from one another."""
+    return write_dataset(tmp_path_factory.mktemp("dataset"), ["text"])
+
+
+@pytest.fixture(scope="session")
+def two_sources(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """The same in two sources of equal weight."""
+    return write_dataset(tmp_path_factory.mktemp("sources"), ["text", "code"])
+
+
+def write_dataset(folder: Path, sources: list[str], special: Sequence[str] = (DOCUMENT_TOKEN,)) -> Manifest:
+    """200 documents, dealt out to the sources in turn. special: tokens of the tokenizer."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
+    size = VOCABULARY - 1 + len(special)
     tokenizer.train_from_iterator(
-        [], BpeTrainer(vocab_size=VOCABULARY, special_tokens=[DOCUMENT_TOKEN], initial_alphabet=alphabet, show_progress=False)
+        [], BpeTrainer(vocab_size=size, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False)
     )
-    writer = DatasetWriter(tmp_path_factory.mktemp("dataset"), tokenizer.to_str().encode(), {"text": Source(1.0, "CC0-1.0")})
+    writer = DatasetWriter(folder, tokenizer.to_str().encode(), {name: Source(1.0, "CC0-1.0") for name in sources})
     rng = random.Random(0)
     for k in range(200):
         tokens = [rng.randrange(1, VOCABULARY)]
         for _ in range(rng.randint(1, 90)):
             tokens.append((3 * tokens[-1] + rng.choice([1, 2])) % VOCABULARY)
-        writer.add("text", "validation" if k % 10 == 0 else "train", tokens, len(tokens))
+        writer.add(sources[k % len(sources)], "validation" if k % 10 == 0 else "train", tokens, len(tokens))
     return writer.finish()
 
 

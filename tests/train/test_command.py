@@ -20,6 +20,7 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=150)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(320)
 def test_deepspeed_on_two_ranks_then_python_goes_on(words: Words, tmp_path: Path) -> None:
     settings = words(

@@ -1,6 +1,7 @@
 """Ends and bad steps of a run on two ranks, in one start of them: that is what takes time."""
 
 import json
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -139,8 +140,12 @@ def test_a_spent_budget_stops_and_saves(ends: list[dict[str, Any]]) -> None:
 def test_a_bad_step_leaves_no_trace(name: str, ends: list[dict[str, Any]]) -> None:
     for end in ends:
         spoilt, clean = end["pairs"][name]
-        assert spoilt["said"] == [True, False, True, False, False]
-        assert clean["said"] == [False] * 3
+        assert [bad for bad, _ in spoilt["said"]] == [True, False, True, True, False, False]
+        assert [bad for bad, _ in clean["said"]] == [False] * 3
+        norms = [norm for _, norm in spoilt["said"]]
+        assert not math.isfinite(norms[0])
+        assert all(0 < norm < 1e3 for norm in norms[1:])
+        assert [norms[k] for k in (1, 4, 5)] == [norm for _, norm in clean["said"]]
         for (part, start, weight, state, scalars), other in zip(spoilt["held"], clean["held"], strict=True):
             assert (part, start, scalars) == (other[0], other[1], other[4])
             assert torch.equal(weight, other[2]), part

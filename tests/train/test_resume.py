@@ -1,7 +1,9 @@
 """Stopping and resuming, killing and damaging: the run goes on from the newest whole checkpoint, bit for bit."""
 
+import errno
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from llm.errors import BraidError
 from llm.testing import run_ranks
@@ -86,6 +89,9 @@ def test_resuming_equals_not_stopping(words: Words, tmp_path: Path) -> None:
         assert info.step == other.step == 20
         for (name, x), y in zip(a.named_parameters(), b.parameters(), strict=True):
             assert torch.equal(x, y), name
+        for rank in range(2):
+            a, b = (load_file(run / "checkpoints" / "step-20" / files.generators_of(rank)) for run in (whole, parts))
+            assert torch.equal(a["cpu"], b["cpu"])
         # keep_last: 2
         assert [path.name for path in files.checkpoints(RunFolder(parts).checkpoints)] == ["step-20", "step-15"]
 
@@ -94,6 +100,8 @@ def damaged_starts(rank: int, words: list[str], run: Path) -> dict[str, Any]:
     """One process, one run: starts and restarts under every kind of damage."""
     from llm.train import checkpoint as reading
     from llm.train import save as writing
+    from llm.train.exits import NAME, read_outcome
+    from llm.train.metrics import Writer
 
     folder, said = RunFolder(run), {}
     said["first"] = start([*words, "train.steps=6", "train.checkpoint_every=2", "train.keep_last=3"])
@@ -126,10 +134,19 @@ def damaged_starts(rank: int, words: list[str], run: Path) -> dict[str, Any]:
     said["full kept"] = [path.name for path in files.checkpoints(run.parent / "full" / "checkpoints")]
     said["full leftovers"] = [path.name for path in (run.parent / "full" / "checkpoints").glob(".*")]
     said["full resumed"] = start(other)
+    write = Writer.write
+    Writer.write = full_records  # type: ignore[method-assign]
+    said["full records"] = start([*words, "name=records", "train.steps=6"])
+    Writer.write = write  # type: ignore[method-assign]
+    said["full records told"] = str(read_outcome(run.parent / "records" / NAME))
     for checkpoint in files.checkpoints(folder.checkpoints):
         truncate(checkpoint / WEIGHTS)
     said["none whole"] = start([str(run)])
     return said
+
+
+def full_records(writer: Any, record: dict[str, float]) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def world_of_one() -> Any:
@@ -160,6 +177,8 @@ def test_damage_falls_back_and_a_full_disk_costs_nothing(words: Words, tmp_path:
     assert said.pop("full kept") == ["step-2"]
     assert said.pop("full leftovers") == []
     assert said.pop("full resumed") == "step 6"
+    assert re.search("No space left.* after step 0; no checkpoint yet: make room", said.pop("full records"))
+    assert "status=2" in said.pop("full records told")
     assert said.pop("none whole").startswith("CheckpointError: no checkpoint in")
     assert len(said) == 12
     for harm, fallback in said.items():
