@@ -74,9 +74,8 @@ class Route:
     name: in `kernels.*`. package: as pip knows it. entry: "module:function". extra: of braid-lm, that installs it. run: the op,
     with the definition's arguments; instead of starts it takes `at`, an `llm.docs.Stretch`. widths: (least, most, multiple of).
     documents, initial_state, gradient: whether it can start documents inside a row, go on from a state, be differentiated.
-    state_gradient: of the final state. int32: whether its offsets are 32 bits wide. exact_float32: float32 is not multiplied in
-    TF32. more: what else it refuses, in words.
-    declines: why `auto` passes it over, though it could.
+    state_gradient: of the final state. int32: whether its offsets are 32 bits wide. exact_float32: whether float32 is not multiplied
+    in TF32. more: what else it refuses, in words. declines: why `auto` passes it over, though it could.
     """
 
     name: str
@@ -300,8 +299,10 @@ def extent(*tensors: Tensor) -> int:
 
 
 def over_documents(run: Callable[..., Any], streams: Sequence[Tensor], state: Tensor, at: Stretch) -> tuple[Tensor, Tensor]:
-    """`run(*streams, initial_state=...)` on rows, or, where there are documents, on all their segments one after the other, whose
-    ends it is told as `cu_seqlens`, and in host memory as `cu_seqlens_cpu`. Streams `[B, T, ...]`; (y, final state)."""
+    """(y, final state) of `run(*streams, initial_state=...)` on rows, or, where there are documents, on all segments of all rows.
+
+    Streams `[B, T, ...]` are then one row, `run` is told the segments' ends as `cu_seqlens`, and as `cu_seqlens_cpu` in host memory.
+    """
     streams = [x.contiguous() for x in streams]
     if at.documents is None:
         return run(*streams, initial_state=state.contiguous())

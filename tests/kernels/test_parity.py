@@ -17,7 +17,7 @@ from tests.kernels.triton_cases import CASES
 BOUNDS = {torch.float32: 2e-5, torch.float16: 4e-3}
 CALLS = [(case, documents) for case in CASES for documents in (False, True) if case.documents or not documents]
 TABLE = ROOT / "docs" / "kernels.md"
-HEAD = "<!-- parity: written by `make test-kernels WRITE=1` -->\n"
+HEAD, END = "<!-- parity: written by `make test-kernels WRITE=1` -->\n", "<!-- end of parity -->\n"
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def lines() -> Iterator[list[str]]:
     yield rows
     if os.environ.get("WRITE") == "1":
         before, _, rest = TABLE.read_text().partition(HEAD)
-        TABLE.write_text(before + HEAD + "\n".join(rows) + "\n\n" + rest.partition("\n\n")[2])
+        TABLE.write_text(before + HEAD + "\n".join(rows) + "\n" + END + rest.partition(END)[2])
 
 
 @pytest.mark.timeout(300)
