@@ -109,7 +109,7 @@ class Seq:
         self.ranks = None if ranks is None or ranks.size == 1 else ranks
         first, whole = (0, tokens) if self.ranks is None else (self.ranks.rank * tokens, self.ranks.size * tokens)
         assert docs is None or docs.shape[1] == whole, f"documents of {docs.shape[1]} tokens for a sequence of {whole}"
-        self.here = Stretch(docs, state["position"], first, tokens, fresh)
+        self.here = Stretch(docs, state["position"], first, tokens, fresh, part=self.ranks is not None)
         self.whole = Stretch(docs, state["position"], 0, whole, fresh)
         self.new_state: State = {"position": self.whole.position_BT[:, -1] + 1}
         self.ops: list[Op] = []

@@ -20,9 +20,8 @@ from llm.ops.slots import slots_of
 
 FLASHRNN = "flashrnn.flashrnn.flashrnn:flashrnn"
 DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
-# of both cells, the gate that goes through tanh, and where it may be
-Z, MOST_Z = 2, 30.0
-SHUT = -1e4
+# how far z, the gate that goes through tanh, may be from 0; and a gate that is shut
+MOST_Z, SHUT = 30.0, -1e4
 # R of all gates is held on chip
 MOST = {torch.bfloat16: 128, torch.float16: 128, torch.float32: 64}
 
