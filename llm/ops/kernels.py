@@ -18,7 +18,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from llm.docs import Stretch
 from llm.errors import ConfigError
 
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
@@ -300,18 +299,3 @@ def no_gradient(x: Tensor, setting: str, name: str, what: str) -> Tensor:
 def extent(*tensors: Tensor) -> int:
     """The largest offset into any of them, in elements."""
     return max(sum((n - 1) * abs(s) for n, s in zip(x.shape, x.stride(), strict=True)) for x in tensors)
-
-
-def over_documents(run: Callable[..., Any], streams: Sequence[Tensor], state: Tensor, at: Stretch) -> tuple[Tensor, Tensor]:
-    """(y, final state) of `run(*streams, initial_state=...)` on rows, or, where there are documents, on all their segments.
-
-    Streams `[B, T, ...]` are then one row, `run` is told the segments' ends as `cu_seqlens`, and as `cu_seqlens_cpu` in host memory.
-    """
-    streams = [x.contiguous() for x in streams]
-    if at.documents is None:
-        return run(*streams, initial_state=state.contiguous())
-    segments = at.documents.segments
-    flat = (x.flatten(0, 1)[None] for x in streams)
-    where = {"cu_seqlens": segments.cu_seqlens, "cu_seqlens_cpu": segments.host}
-    y, final = run(*flat, initial_state=segments.entering(state), **where)
-    return y[0].unflatten(0, streams[0].shape[:2]), segments.leaving(final)

@@ -16,7 +16,7 @@ from torch import Tensor
 from llm.docs import Stretch
 from llm.ops import kernels
 from llm.ops.kernels import HALF, Facts, Route
-from llm.ops.slots import slots_of
+from llm.ops.layouts import slots_of
 
 FLASHRNN = "flashrnn.flashrnn.flashrnn:flashrnn"
 DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
