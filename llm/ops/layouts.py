@@ -37,7 +37,7 @@ def slots_of(at: Stretch, rows: int, device: torch.device, before: int = 0, behi
 def over_documents(run: Callable[..., Any], streams: Sequence[Tensor], state: Tensor, at: Stretch) -> tuple[Tensor, Tensor]:
     """(y, final state) of `run(*streams, initial_state=...)` on rows, or, where there are documents, on all their segments.
 
-    Streams `[B, T, ...]` are then one row, and `run` is told the segments' ends as `cu_seqlens` and, in host memory, `cu_seqlens_cpu`.
+    Streams `[B, T, ...]` are then one row, with the segments' ends as `cu_seqlens` and, in host memory, `cu_seqlens_cpu`.
     """
     streams = [x.contiguous() for x in streams]
     if at.documents is None:
