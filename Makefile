@@ -15,6 +15,8 @@ STAMP := $(VENV)/.braid-$(INSTALLS)
 PEERS := tests/peers/requirements.txt
 OLD_HF := tests/export/requirements-4.57.txt
 OLD_HF_STAMP := $(VENV)/hf-4.57/.braid-$(shell sha256sum $(OLD_HF) | cut -c1-16)
+KERNELS := tests/kernels/requirements.txt
+KERNELS_STAMP := $(VENV)/kernels/.braid-$(shell sha256sum $(KERNELS) | cut -c1-16)
 PEERS_STAMP := $(VENV)/peers/.braid-$(shell sha256sum $(PEERS) | cut -c1-16)
 
 # ENV_READY=1 takes the environment as it is and installs nothing.
@@ -32,7 +34,7 @@ endef
 
 # Checks go from cheap to dear and share few cores, also under `make -j`.
 .NOTPARALLEL:
-.PHONY: help env peers demo test test-all lint test-fast test-processes test-speed test-slurm test-hf-matrix chaos bench-data format check-cuda-constraints clean
+.PHONY: help env peers kernels test-kernels demo test test-all lint test-fast test-processes test-speed test-slurm test-hf-matrix chaos bench-data format check-cuda-constraints clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 32
@@ -53,6 +55,17 @@ $(PEERS_STAMP):
 	@rm -rf $(VENV)/peers
 	$(call check,install packages ($(PEERS)),MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE $(BIN)/python -m pip install --disable-pip-version-check $(if $(MAKE_TERMOUT),,-q) --no-deps --no-build-isolation --target $(VENV)/peers -r $(PEERS))
 	@touch $@
+
+kernels: env $(if $(ENV_READY),,$(KERNELS_STAMP)) ## kernel packages without their CUDA, for `make test-kernels`; apart from the environment (VENV/kernels)
+
+$(KERNELS_STAMP):
+	@rm -rf $(VENV)/kernels
+	$(call check,install packages ($(KERNELS)),$(foreach p,MAMBA CAUSAL_CONV1D FLASH_ATTENTION,$(p)_SKIP_CUDA_BUILD=TRUE $(p)_FORCE_BUILD=TRUE) $(BIN)/python -m pip install --disable-pip-version-check $(if $(MAKE_TERMOUT),,-q) --no-deps --no-build-isolation --target $(VENV)/kernels -r $(KERNELS))
+	@touch $@
+
+# One process: importing the packages takes longer than most tests. Warnings are theirs.
+test-kernels: kernels ## the kernels behind the ops, run on a CPU in Triton's interpreter; WRITE=1 writes the table of docs/kernels.md
+	$(call check,pytest: kernels in the interpreter,$(one_thread) TRITON_INTERPRET=1 WRITE=$(WRITE) PYTHONPATH=$(abspath $(VENV))/kernels $(PYTEST) -W ignore tests/kernels)
 
 demo: env ## from text on this machine to a trained, evaluated, exported model (10 minutes on 2 cores)
 	@$(BIN)/python launch/demo.py
@@ -104,6 +117,7 @@ test-all: test ## adds the long tiers
 	$(call check,speed: peak memory,$(BIN)/python -W ignore benchmarks/mixers.py --memory)
 	$(MAKE) bench-data
 	$(MAKE) test-hf-matrix
+	$(MAKE) test-kernels
 	$(MAKE) check-cuda-constraints
 
 format: env ## format and mend what ruff can

@@ -2,7 +2,8 @@
 
 Parameters, FLOPs and state by layer; how sequences cross ranks; the most bytes that a rank holds, of `ranks` (by default as many as
 share a sequence). The last is found by a step on tensors without values: seconds, no memory, no GPU. Of a run with phases
-(`train.phases`) a row for each, and the rest for the phase in which a rank holds the most.
+(`train.phases`) a row for each, and the rest for the phase in which a rank holds the most. `--kernels [sm_90]` before
+the words prints what GPU kernels can, and which would run the config's layers.
 """
 
 import sys
@@ -21,6 +22,7 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
+from launch.kernel_table import show
 from llm.cost import Cost, model_cost
 from llm.errors import BraidError, ConfigError
 from llm.mixers.ops import ops_of
@@ -43,6 +45,9 @@ def main(argv: list[str] | None = None) -> int:
         print(__doc__)
         return 0 if words else 2
     try:
+        if words[0] == "--kernels":
+            show(words[1:])
+            return 0
         phases = phases_of(load_config([word for word in words if not word.startswith(RANKS)]))
         ranks = ranks_of(words, max(phase.config.parallel.sequence for phase in phases))
         for phase in phases:

@@ -6,10 +6,36 @@ tail, rotary positions — may touch t or later, exactly (zero, not small).
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+
+class Segments(NamedTuple):
+    """A batch as variable-length kernels take it: its rows one after the other, cut at every row and at every start.
+
+    cu_seqlens: int32 `[N + 1]`, where the N segments end in the flattened batch; host: the same in host memory. max_len: tokens
+    of the longest. first_B, last_B: the numbers of each row's first and last segment. begins_B: whether the row starts a document.
+    """
+
+    cu_seqlens: Tensor
+    host: Tensor
+    max_len: int
+    first_B: Tensor
+    last_B: Tensor
+    begins_B: Tensor
+
+    def entering(self, state_Bx: Tensor) -> Tensor:
+        """The state before each segment, `[N, ...]`: a row's own before its first, unless a document starts there; else zero."""
+        begins = self.begins_B.view(-1, *(1,) * (state_Bx.ndim - 1))
+        states = state_Bx.new_zeros(len(self.host) - 1, *state_Bx.shape[1:])
+        return states.index_copy(0, self.first_B, torch.where(begins, 0, state_Bx))
+
+    def leaving(self, state_Nx: Tensor) -> Tensor:
+        """The state behind each row, `[B, ...]`, of those behind each segment."""
+        return state_Nx.index_select(0, self.last_B)
 
 
 class Docs:
@@ -18,12 +44,14 @@ class Docs:
     A row whose first token does not start a document continues the one that its incoming state belongs to.
 
     Args:
-        starts_BT: bool; True where a document starts.
+        starts_BT: bool; True where a document starts. host_BT: the same in host memory, where it is known: boundaries are then
+            told without waiting for the device.
     """
 
-    def __init__(self, starts_BT: Tensor):
+    def __init__(self, starts_BT: Tensor, host_BT: Tensor | None = None):
         assert (starts_BT.dtype, starts_BT.ndim) == (torch.bool, 2), "starts_BT is a bool tensor [B, T]"
         self.starts_BT = starts_BT
+        self.host_BT = starts_BT if starts_BT.device.type == "cpu" else host_BT
 
     @classmethod
     def from_lengths(cls, lengths: Sequence[Sequence[int]]) -> "Docs":
@@ -44,10 +72,13 @@ class Docs:
 
     def __getitem__(self, tokens: slice) -> "Docs":
         """The same documents seen through a slice of tokens."""
-        return Docs(self.starts_BT[:, tokens])
+        return Docs(self.starts_BT[:, tokens], None if self.host_BT is None else self.host_BT[:, tokens])
+
+    def rows(self, rows: slice) -> "Docs":
+        return Docs(self.starts_BT[rows], None if self.host_BT is None else self.host_BT[rows])
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Docs":
-        return Docs(self.starts_BT.to(device, non_blocking=non_blocking))
+        return Docs(self.starts_BT.to(device, non_blocking=non_blocking), self.host_BT)
 
     @cached_property
     def id_BT(self) -> Tensor:
@@ -65,43 +96,67 @@ class Docs:
         return self.since_start_BT + torch.where(self.id_BT == 0, offset_B[:, None], 0)
 
     @cached_property
-    def cu_seqlens(self) -> Tensor:
-        """int32 `[documents + 1]`: ends of all segments of the flattened batch, as variable-length kernels take them.
+    def segments(self) -> Segments:
+        """Reads the starts in host memory; from the device, and so waiting for it, only where they are nowhere else."""
+        starts_BT = self.starts_BT.cpu() if self.host_BT is None else self.host_BT
+        first_BT = F.pad(starts_BT[:, 1:], (1, 0), value=True)
+        ends = F.pad(first_BT.flatten().nonzero().flatten(), (0, 1), value=first_BT.numel()).int()
+        behind_B = first_BT.sum(1).cumsum(0)
+        last_B = behind_B - 1
+        first_B = F.pad(behind_B[:-1], (1, 0))
+        device = self.starts_BT.device
+        max_len = int(ends.diff().max())
+        return Segments(ends.to(device), ends, max_len, first_B.to(device), last_B.to(device), self.starts_BT[:, 0])
 
-        Every row opens a segment. Its length depends on the data: reads from the host.
-        """
-        first_BT = F.pad(self.starts_BT[:, 1:], (1, 0), value=True)
-        ends = first_BT.flatten().nonzero().flatten()
-        return F.pad(ends, (0, 1), value=first_BT.numel()).int()
+    @property
+    def cut(self) -> bool:
+        """Whether a document starts behind a row's first token."""
+        return len(self.segments.host) - 1 > self.shape[0]
 
     @cached_property
+    def most_starts(self) -> int:
+        """Of a row. Reads as `segments` does."""
+        return int((self.starts_BT if self.host_BT is None else self.host_BT).sum(1).max())
+
+    @property
+    def cu_seqlens(self) -> Tensor:
+        """int32 `[documents + 1]`: ends of all segments of the flattened batch, as variable-length kernels take them."""
+        return self.segments.cu_seqlens
+
+    @property
     def max_len(self) -> int:
-        """Tokens of the longest segment. Reads from the host."""
-        return int(self.cu_seqlens.diff().max())
+        """Tokens of the longest segment."""
+        return self.segments.max_len
 
 
 class Stretch:
     """Tokens that an op runs over at once: [first, first + tokens) of the sequence, or some rows of them.
 
     docs: of the whole sequence; None: no document starts in it. offset_B: the position behind which the sequence goes on. fresh:
-    whether no token lies before it.
+    whether no token lies before it. part: whether the sequence goes on on other ranks, from whom gradients come to the state.
     """
 
-    def __init__(self, docs: Docs | None, offset_B: Tensor, first: int, tokens: int, fresh: bool):
+    def __init__(self, docs: Docs | None, offset_B: Tensor, first: int, tokens: int, fresh: bool, part: bool = False):
         self.docs, self.offset_B, self.fresh = docs, offset_B, fresh and first == 0
-        self.first, self.tokens = first, tokens
+        self.first, self.tokens, self.part = first, tokens, part
 
     def rows(self, rows: slice) -> "Stretch":
-        docs = None if self.docs is None else Docs(self.docs.starts_BT[rows])
-        return Stretch(docs, self.offset_B[rows], self.first, self.tokens, self.fresh)
+        docs = None if self.docs is None else self.docs.rows(rows)
+        return Stretch(docs, self.offset_B[rows], self.first, self.tokens, self.fresh, self.part)
 
     @property
     def here(self) -> slice:
         return slice(self.first, self.first + self.tokens)
 
+    @cached_property
+    def documents(self) -> Docs | None:
+        """Those of the stretch; the sequence's own object where the stretch is all of it, so that layers share what it holds."""
+        whole = self.docs is None or self.docs.shape[1] == self.tokens
+        return self.docs if whole else self.docs[self.here]  # type: ignore[index]
+
     @property
     def starts_BT(self) -> Tensor | None:
-        return None if self.docs is None else self.docs.starts_BT[:, self.here]
+        return None if self.documents is None else self.documents.starts_BT
 
     @property
     def position_BT(self) -> Tensor:

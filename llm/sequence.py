@@ -6,6 +6,7 @@ state, so that isolation and carrying are written here once and never in a mixer
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from llm.docs import Docs, Stretch
 from llm.ops import dispatch, rotary
 from llm.ops.attention.tiles import Scores
 from llm.ops.linear import summary as linear_summary
+from llm.ops.linear.naive import discretised
 from llm.ops.memory.naive import Context, Maps, Memory
 from llm.ops.recurrent.cells import CELLS
 from llm.ops.rotary import RopeScaling
@@ -108,7 +110,7 @@ class Seq:
         self.ranks = None if ranks is None or ranks.size == 1 else ranks
         first, whole = (0, tokens) if self.ranks is None else (self.ranks.rank * tokens, self.ranks.size * tokens)
         assert docs is None or docs.shape[1] == whole, f"documents of {docs.shape[1]} tokens for a sequence of {whole}"
-        self.here = Stretch(docs, state["position"], first, tokens, fresh)
+        self.here = Stretch(docs, state["position"], first, tokens, fresh, part=self.ranks is not None)
         self.whole = Stretch(docs, state["position"], 0, whole, fresh)
         self.new_state: State = {"position": self.whole.position_BT[:, -1] + 1}
         self.ops: list[Op] = []
@@ -127,7 +129,7 @@ class Seq:
         weights = weight_DW.to(x_BTD.dtype), None if bias_D is None else bias_D.to(x_BTD.dtype)
 
         def run(tokens, per_head, state, stretch):
-            y, after = dispatch.run("conv", stretch.tokens, *tokens, *weights, *state, stretch.starts_BT)
+            y, after = dispatch.run("conv", stretch.tokens, *tokens, *weights, *state, at=stretch)
             return (y,), (after,)
 
         call = Call(x_BTD.shape[-1], (x_BTD,), (), (tail,), (2,), run)
@@ -169,7 +171,7 @@ class Seq:
             (q, k, v), (k_past, v_past, valid) = tokens, state
             k, v = torch.cat([k_past, k], 1), torch.cat([v_past, v], 1)
             shared = tuple(x.transpose(0, 1) for x in per_head) or None
-            y = dispatch.run("attention", stretch.tokens, q, k, v, valid, stretch.starts_BT, prefix=shared, **scores._asdict())
+            y = dispatch.run("attention", stretch.tokens, q, k, v, valid, at=stretch, prefix=shared, **scores._asdict())
             return (y,), across.cache(k, v, valid, stretch, window)
 
         call = Call(q_BTHK.shape[2], (q_BTHK, k_BTGK, v_BTGV), fixed, cache, (2, 2, None), run)
@@ -181,24 +183,39 @@ class Seq:
         self.new_state |= dict(zip(keys, after, strict=True))
         return y
 
-    def linear(self, name: str, q_BTGK: Tensor, k_BTGK: Tensor, v_BTHV: Tensor, log_decay: Tensor, *, scale: float = 1.0) -> Tensor:
+    def linear(
+        self,
+        name: str,
+        q_BTGK: Tensor,
+        k_BTGK: Tensor,
+        v_BTHV: Tensor,
+        log_decay: Tensor,
+        *,
+        scale: float = 1.0,
+        step_BTH: Tensor | None = None,
+    ) -> Tensor:
         """Gated linear recurrence S_t = exp(log_decay_t) S_{t-1} + k_t v_t^T, y_t = scale q_t S_t: `[B, T, H, V]`.
 
-        Queries and keys may come in G groups, G dividing H. `log_decay` is `[H]`, `[B, T, H]` or `[B, T, H, K]`, <= 0.
+        Queries and keys may come in G groups, G dividing H. `log_decay` is `[H]`, `[B, T, H]` or `[B, T, H, K]`, <= 0. With a
+        `step` it is `[H]`, the rate of a discretised state space: log_decay step_t and step_t v_t take the places of the two.
         """
         fixed = log_decay.ndim == 1
+        assert step_BTH is None or (fixed and scale == 1)
+        streams = (q_BTGK, k_BTGK, v_BTHV)
+        tokens = (*streams, step_BTH) if step_BTH is not None else streams if fixed else (*streams, log_decay)
+        family = "linear" if step_BTH is None else "ssd"
+        settings: dict[str, Any] = {"scale": scale} if step_BTH is None else {}
 
         def run(tokens, per_head, state, stretch):
-            q, k, v, decay = (*tokens, *per_head) if fixed else tokens
-            y, after = dispatch.run("linear", stretch.tokens, q, k, v, decay, *state, stretch.starts_BT, scale=scale)
+            y, after = dispatch.run(family, stretch.tokens, *tokens, *per_head, *state, at=stretch, **settings)
             return (y,), (after,)
 
-        tokens = (q_BTGK, k_BTGK, v_BTHV) if fixed else (q_BTGK, k_BTGK, v_BTHV, log_decay)
         state = self.state[name].to(accumulator(v_BTHV.dtype))
         call = Call(v_BTHV.shape[2], tokens, (log_decay,) if fixed else (), (state,), (1,), run)
 
         def by_state(ranks):
-            summary = linear_summary.linear(k_BTGK, v_BTHV, log_decay, self.here.starts_BT)
+            v, decay = (v_BTHV, log_decay) if step_BTH is None else discretised(v_BTHV, step_BTH, log_decay)
+            summary = linear_summary.linear(k_BTGK, v, decay, self.here.starts_BT)
             return crossing.by_state(call, ranks, self.here, summary, linear_summary.compose_linear)
 
         transition = call.heads * (k_BTGK.shape[-1] if log_decay.ndim == 4 else 1)
@@ -213,7 +230,7 @@ class Seq:
 
         def run(tokens, per_head, state, stretch):
             (u, dt, B, C), (A,) = tokens, per_head
-            y, after = dispatch.run("scan", stretch.tokens, u, dt, A, B, C, *state, stretch.starts_BT)
+            y, after = dispatch.run("scan", stretch.tokens, u, dt, A, B, C, *state, at=stretch)
             return (y,), (after,)
 
         (_, state) = exact(u_BTD, self.state[name])
@@ -237,7 +254,7 @@ class Seq:
         """The recurrence h_t = a_t h_{t-1} + x_t per channel, real or, where the state is, complex: `[B, T, D]`. |a| <= 1."""
 
         def run(tokens, per_head, state, stretch):
-            h, after = dispatch.run("elementwise", stretch.tokens, *tokens, *state, stretch.starts_BT)
+            h, after = dispatch.run("elementwise", stretch.tokens, *tokens, *state, at=stretch)
             return (h,), (after,)
 
         (_, state) = exact(x_BTD, self.state[name])
@@ -260,7 +277,7 @@ class Seq:
         state = tuple(self.state[key].to(accumulator(x_BTHMV.dtype)) for key in keys)
 
         def run(tokens, per_head, state, stretch):
-            h, after = dispatch.run("recurrent", stretch.tokens, *tokens, *per_head, state, stretch.starts_BT, cell=cell)
+            h, after = dispatch.run("recurrent", stretch.tokens, *tokens, *per_head, state, at=stretch, cell=cell)
             return (h,), after
 
         call = Call(x_BTHMV.shape[2], (x_BTHMV,), (R_HMVV, bias_HMV), state, (1,) * len(state), run)
@@ -285,7 +302,7 @@ class Seq:
         state = tuple(self.state[key].to(exact) for key in keys)
 
         def run(tokens, per_head, state, stretch):
-            h, after = dispatch.run("mlstm", stretch.tokens, *tokens, state, stretch.starts_BT, scale=scale)
+            h, after = dispatch.run("mlstm", stretch.tokens, *tokens, state, at=stretch, scale=scale)
             return (h,), after
 
         call = Call(v_BTHV.shape[2], (q_BTHK, k_BTHK, v_BTHV, log_input_BTH, log_forget_BTH), (), state, (1, 1, 1), run)
@@ -317,7 +334,7 @@ class Seq:
         """
 
         def run(tokens, per_head, state, stretch):
-            y, after = dispatch.run("memory", stretch.tokens, *tokens, per_head, _memory(state), stretch.phase_BT, chunk=chunk)
+            y, after = dispatch.run("memory", stretch.tokens, *tokens, per_head, _memory(state), at=stretch, chunk=chunk)
             return (y,), _flat(after)
 
         keys = _memory_keys(name, len(initial))
@@ -355,8 +372,8 @@ class Seq:
             own_maps, own_initial, fixed = Maps(*per_head[:4]), per_head[4 : 4 + layers], per_head[4 + layers :]
             shared = tuple(x.transpose(0, 1) for x in fixed) or None
             carried = Context(_memory(state[:-2]), *state[-2:])
-            streams = (own_maps, own_initial, carried, stretch.phase_BT)
-            y, read, after = dispatch.run("context", stretch.tokens, *tokens, *streams, prefix=shared, **settings)
+            streams = (own_maps, own_initial, carried)
+            y, read, after = dispatch.run("context", stretch.tokens, *tokens, *streams, at=stretch, prefix=shared, **settings)
             return (y, read), (*_flat(after.memory), after.k, after.v)
 
         keys = [*_memory_keys(name, layers), f"{name}.k", f"{name}.v"]

@@ -46,8 +46,8 @@ class Batch:
 
     def split(self, size: int) -> list["Batch"]:
         """Micro-batches of `size` rows, the last one possibly smaller."""
-        parts = self.tokens_BT.split(size), self.labels_BT.split(size), self.docs.starts_BT.split(size)
-        return [Batch(tokens, labels, Docs(starts)) for tokens, labels, starts in zip(*parts, strict=True)]
+        parts = (slice(first, first + size) for first in range(0, len(self.tokens_BT), size))
+        return [Batch(self.tokens_BT[rows], self.labels_BT[rows], self.docs.rows(rows)) for rows in parts]
 
     def part(self, rank: int, ranks: int) -> "Batch":
         """The tokens of one rank out of those that share a sequence, in equal parts, with the documents of the whole sequence.

@@ -15,8 +15,12 @@ from pathlib import Path
 TOP = "llm.export.modeling"
 CONFIGURATION = "llm.export.configuration"
 LIBRARIES = {"torch", "transformers", *sys.stdlib_module_names}
-# What stays behind, and what stands for it: the default that says "not set", and loops in C++, which here no op has.
-STAND_INS = {("omegaconf", "MISSING"): '"???"', ("llm.ops.loops", "loop"): "lambda family, x: None"}
+# What stays behind, and what stands for it: the default that says "not set"; loops in C++ and kernels, which here no op has.
+STAND_INS = {
+    ("omegaconf", "MISSING"): '"???"',
+    ("llm.ops.loops", "loop"): "lambda family, x: None",
+    ("llm.ops.routes", "kernel_of"): "lambda *call, **settings: None",
+}
 STAYS_BEHIND = {module for module, _ in STAND_INS}
 
 HEADER = '''\

@@ -89,8 +89,7 @@ class Mamba2(Mixer):
         x_BTHV, B_BTGN, C_BTGN = x.unflatten(-1, (c.heads, -1)), *(s.unflatten(-1, (c.groups, -1)) for s in (B, C))
         exact = accumulator(x.dtype)
         dt_BTH = F.softplus(dt_BTH.to(exact) + self.dt_bias.to(exact))
-        log_decay_BTH = -self.A_log.to(exact).exp() * dt_BTH
-        y_BTHV = seq.linear("ssd", C_BTGN, B_BTGN, x_BTHV * dt_BTH[..., None].to(x.dtype), log_decay_BTH)
+        y_BTHV = seq.linear("ssd", C_BTGN, B_BTGN, x_BTHV, -self.A_log.to(exact).exp(), step_BTH=dt_BTH)
         y = (y_BTHV + self.D[:, None].to(x.dtype) * x_BTHV).flatten(-2) * F.silu(z)
         normed = rms_norm(y.unflatten(-1, (c.groups, -1)), None, c.norm_eps).flatten(-2)
         return self.out_proj(normed * self.norm_weight.to(y.dtype))

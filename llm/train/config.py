@@ -15,6 +15,7 @@ from llm.data.batch import micro_batches_of
 from llm.errors import ConfigError, DataError
 from llm.mixers.ops import ops_of
 from llm.model import ModelConfig, model_kinds
+from llm.ops.kernels import KernelsConfig
 from llm.parallel import Mode
 from llm.train.bad_steps import BadStepsConfig
 from llm.train.distill import DistillConfig
@@ -145,6 +146,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    kernels: KernelsConfig = field(default_factory=KernelsConfig)
 
 
 KINDS = {**model_kinds("model"), "train.optimizer": OPTIMIZERS}

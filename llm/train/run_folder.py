@@ -26,6 +26,7 @@ from llm.config import to_yaml
 from llm.data import Manifest
 from llm.data.remote import CacheConfig
 from llm.errors import CheckpointError, ConfigError
+from llm.ops.kernels import KernelsConfig
 from llm.train.bad_steps import BadStepsConfig
 from llm.train.config import RunConfig, build_config
 from llm.train.phases import newest_step, phases_of
@@ -53,6 +54,7 @@ FREE = {
     "parallel.zero",
     "parallel.sequence",
     "parallel.mode",
+    *(f"kernels.{field.name}" for field in fields(KernelsConfig)),
     "train.peak_flops",
     *(f"train.evaluate.{field.name}" for field in fields(EvaluateConfig)),
     "train.tensorboard",

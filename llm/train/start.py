@@ -15,6 +15,8 @@ import torch
 from llm.cost import model_cost
 from llm.data import Manifest
 from llm.errors import BraidError, ConfigError, DataError
+from llm.ops import kernels
+from llm.ops.routes import ROUTES
 from llm.train.branch import check_branch
 from llm.train.checkpoint_files import FILES, checkpoints
 from llm.train.config import RunConfig, check_ranks, load_config, naming
@@ -56,6 +58,8 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
     else:
         for phase in phases:
             check_ranks(phase.config, world.size)
+    kernels.check(config.kernels, ROUTES, world.device)
+    kernels.use(config.kernels)
     changed = folder.check_same(config)
     folder.check_stop()
     check_branch(config)

@@ -33,7 +33,7 @@ def attention(
     T, S = q_BTHK.shape[1], k_BSGK.shape[1]
     past = S - T
     if soft_cap is not None:
-        at = tiles.Places(_documents(valid_BP, starts_BT, T), 0)
+        at = tiles.Places(documents_of(valid_BP, starts_BT, T), 0)
         runs = [tiles.Keys(k_BSGK, v_BSGV, at), *tiles.prefix_run(prefix, k_BSGK)]
         return tiles.attention(q_BTHK, at[past:], runs, tiles.Scores(window, scale, soft_cap))
 
@@ -42,7 +42,7 @@ def attention(
     if prefix is None and past == 0 and starts_BT is None and (window is None or window >= T):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped).transpose(1, 2)
 
-    at = tiles.Places(_documents(valid_BP, starts_BT, T), 0)
+    at = tiles.Places(documents_of(valid_BP, starts_BT, T), 0)
     block = BLOCK if window is None else max(BLOCK, min(window, 4 * BLOCK))
     outputs = []
     for start in range(0, T, block):
@@ -74,7 +74,7 @@ def _with_prefix(
     return (q, k, v), F.pad(mask, (len(prefix[0]), 0), value=True)
 
 
-def _documents(valid_BP: Tensor, starts_BT: Tensor | None, T: int) -> Tensor:
+def documents_of(valid_BP: Tensor, starts_BT: Tensor | None, T: int) -> Tensor:
     """`[B, S]`: the number of each key's document; 0 continues from the cache, -1 is a cached token of an ended one."""
     ids_BT = valid_BP.new_zeros(len(valid_BP), T, dtype=torch.long) if starts_BT is None else starts_BT.long().cumsum(1)
     return torch.cat([valid_BP.long() - 1, ids_BT], 1)

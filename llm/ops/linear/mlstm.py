@@ -72,6 +72,18 @@ def _final_stabiliser(log_input: Tensor, log_forget: Tensor, m_BH: Tensor, start
     return behind if starts_BT is None else torch.where(starts_BT.any(1, keepdim=True), m, behind)
 
 
+def stabilisers(log_input: Tensor, log_forget: Tensor, m_BH: Tensor, starts_BT: Tensor | None) -> Tensor:
+    """m_t = max(m_{t-1} + log f_t, log i_t), a document's first its log i: `[B, T, H]`, in log2(T) steps of doubled reach."""
+    forgets = log_forget if starts_BT is None else log_forget.masked_fill(starts_BT[..., None], -torch.inf)
+    m = torch.cat([torch.maximum(log_input[:, :1], m_BH[:, None] + forgets[:, :1]), log_input[:, 1:]], 1)
+    reach = 1
+    while reach < m.shape[1]:
+        m = torch.cat([m[:, :reach], torch.maximum(m[:, reach:], m[:, :-reach] + forgets[:, reach:])], 1)
+        forgets = torch.cat([forgets[:, :reach], forgets[:, reach:] + forgets[:, :-reach]], 1)
+        reach *= 2
+    return m
+
+
 def _gauges(log_input: Tensor, log_forget: Tensor, m_BH: Tensor, final_m_BH: Tensor, starts_BT: Tensor | None) -> Gauges:
     """The stabiliser after each token, and before each chunk: the largest log weight of all that is summed there."""
     T = log_input.shape[1]

@@ -42,6 +42,11 @@ def linear(
     return torch.stack(outputs, 1).to(v_BTHV.dtype), state
 
 
+def discretised(v_BTHV: Tensor, step_BTH: Tensor, rate_H: Tensor) -> tuple[Tensor, Tensor]:
+    """(step v, log decay `[B, T, H]`) of a state space with one rate per head, Euler's step for its input (SSD, sec. 7)."""
+    return v_BTHV * step_BTH[..., None].to(v_BTHV.dtype), rate_H * step_BTH
+
+
 def mlstm(
     q_BTHK: Tensor,
     k_BTHK: Tensor,

@@ -1,0 +1,65 @@
+"""The kernels of every family, in the order in which `auto` asks them. (An exported model, one file of Python, has none.)"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llm.docs import Stretch
+from llm.ops import kernels
+from llm.ops.attention import kernel as attention
+from llm.ops.conv import kernel as conv
+from llm.ops.kernels import Facts, Route
+from llm.ops.linear import kernel as linear
+from llm.ops.recurrent import kernel as recurrent
+from llm.ops.scan import kernel as scan
+
+ROUTES: dict[str, tuple[Route, ...]] = {
+    "attention": attention.ROUTES,
+    "linear": linear.LINEAR,
+    "ssd": linear.SSD,
+    "mlstm": linear.MLSTM,
+    "scan": scan.SCAN,
+    "elementwise": scan.ELEMENTWISE,
+    "recurrent": recurrent.ROUTES,
+    "conv": conv.ROUTES,
+}
+# What a family's call says of itself: sizes, extent, special.
+FACTS: dict[str, Callable[..., dict[str, Any]]] = {
+    "attention": attention.facts,
+    "linear": linear.linear_facts,
+    "ssd": linear.ssd_facts,
+    "mlstm": linear.mlstm_facts,
+    "scan": scan.scan_facts,
+    "elementwise": scan.elementwise_facts,
+    "recurrent": recurrent.facts,
+    "conv": conv.facts,
+}
+
+
+def kernel_of(family: str, at: Stretch, x: Tensor, *streams: Any, **settings: Any) -> Callable[..., Any] | None:
+    """The op by the kernel that is to run this call, if one is. Raises ConfigError where one was asked for by name and cannot."""
+    capability = None if family not in ROUTES else kernels.capability(x)
+    if capability is None:
+        return None
+    tensors = _tensors((x, *streams))
+    known = Facts(
+        x.dtype,
+        capability,
+        tokens=at.tokens,
+        documents=at.documents is not None and at.documents.cut,
+        carried=not at.fresh,
+        handed_on=at.part,
+        gradient=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors),
+        mixed=any(tensor.dtype in kernels.HALF for tensor in tensors),
+        **FACTS[family](x, *streams, **settings),
+    )
+    route = kernels.choose(family, ROUTES[family], known, kernels.asked(family))
+    return None if route is None else route.run
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    if isinstance(values, Tensor):
+        return [values]
+    return [tensor for value in values for tensor in _tensors(value)] if isinstance(values, tuple | list) else []

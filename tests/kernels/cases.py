@@ -1,0 +1,217 @@
+"""Calls of every family by every kernel, and how far they are from the definition, in outputs, states and every gradient."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from llm.docs import Docs, Stretch
+from llm.ops import dispatch, kernels
+from llm.ops.attention import naive as attention
+from llm.ops.conv import naive as conv
+from llm.ops.linear import naive as linear
+from llm.ops.recurrent import naive as recurrent
+from llm.ops.recurrent.cells import CELLS
+from llm.ops.scan import naive as scan
+
+B, H, TAPS = 2, 2, 4
+
+
+def ssd(q, k, v, step, rate, state, starts=None):
+    return linear.linear(q, k, *linear.discretised(v, step, rate), state, starts)
+
+
+DEFINITIONS: dict[str, Callable[..., Any]] = {
+    "attention": attention.attention,
+    "conv": conv.conv,
+    "elementwise": scan.elementwise,
+    "linear": linear.linear,
+    "mlstm": linear.mlstm,
+    "recurrent": recurrent.recurrent,
+    "scan": scan.scan,
+    "ssd": ssd,
+}
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def decays(*shape: int) -> Tensor:
+    return -torch.rand(*shape, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Case:
+    """streams: makes `{name: tensor, or a tuple of them}` for so many tokens. exact: those that stay in float32.
+
+    gradient, state_gradient: False where the kernel has none, or none of the state that leaves. tokens: of a row.
+    """
+
+    name: str
+    family: str
+    route: str
+    streams: Callable[[int], dict[str, Any]]
+    settings: dict[str, Any] = field(default_factory=dict)
+    exact: Sequence[str] = ("log_decay", "step", "rate", "state", "log_input", "log_forget", "A", "dt")
+    tokens: int = 70
+    documents: bool = True
+    gradient: bool = True
+    state_gradient: bool = True
+
+    @property
+    def setting(self) -> str:
+        return kernels.SETTING.get(self.family, self.family)
+
+    def starts(self) -> Tensor:
+        """Documents of 1 token and of more than a chunk; one row goes on with its state, the other does not."""
+        at = torch.zeros(B, self.tokens, dtype=torch.bool)
+        for row, places in enumerate(([0, 1, 3], [2, 66])):
+            at[row, [t for t in places if t < self.tokens]] = True
+        return at
+
+
+def qkv(T: int, K: int, V: int, groups: int = H) -> dict[str, Tensor]:
+    return {"q": normal(B, T, groups, K), "k": normal(B, T, groups, K) / K**0.5, "v": normal(B, T, H, V)}
+
+
+def linear_streams(decay: str, K: int = 16, V: int = 16) -> Callable[[int], dict[str, Any]]:
+    def made(T: int) -> dict[str, Any]:
+        shape = {"fixed": (H,), "per head": (B, T, H), "per channel": (B, T, H, K)}[decay]
+        return qkv(T, K, V) | {"log_decay": decays(*shape) / 2, "state": normal(B, H, K, V)}
+
+    return made
+
+
+def ssd_streams(T: int) -> dict[str, Any]:
+    steps = {"step": -decays(B, T, H), "rate": 2 * decays(H), "state": normal(B, H, 16, 16)}
+    return qkv(T, 16, 16, groups=1) | steps
+
+
+def mlstm_streams(T: int, K: int = 16, V: int = 16) -> dict[str, Any]:
+    gates = {"log_input": 2 * normal(B, T, H), "log_forget": torch.nn.functional.logsigmoid(normal(B, T, H) + 2)}
+    return qkv(T, K, V) | gates | {"state": (normal(B, H, K, V), normal(B, H, K), normal(B, H))}
+
+
+def scan_streams(T: int, D: int = 8, N: int = 4) -> dict[str, Any]:
+    streams = {"u": normal(B, T, D), "dt": -decays(B, T, D), "A": -torch.arange(1, N + 1).double().expand(D, N).clone()}
+    return streams | {"B": normal(B, T, 2, N), "C": normal(B, T, 2, N), "state": normal(B, D, N)}
+
+
+def elementwise_streams(T: int) -> dict[str, Any]:
+    return {"x": normal(B, T, 16), "decay": 0.05 - 0.9 * decays(B, T, 16), "state": normal(B, 16)}
+
+
+def conv_streams(T: int, D: int = 16) -> dict[str, Any]:
+    return {"x": normal(B, T, D), "weight": normal(D, TAPS), "bias": normal(D), "tail": normal(B, TAPS - 1, D)}
+
+
+def recurrent_streams(cell: str) -> Callable[[int], dict[str, Any]]:
+    def made(T: int, V: int = 16) -> dict[str, Any]:
+        M = CELLS[cell].gates
+        state = [0.5 * normal(B, H, V) for _ in CELLS[cell].states]
+        if cell == "slstm":
+            # as every step leaves it
+            state[2] = 1 + state[2].abs()
+        return {"x": normal(B, T, H, M, V), "R": normal(H, M, V, V) / V**0.5, "bias": normal(H, M, V), "state": tuple(state)}
+
+    return made
+
+
+def attention_streams(past: int) -> Callable[[int], dict[str, Any]]:
+    def made(T: int, K: int = 16) -> dict[str, Any]:
+        valid = torch.arange(past) >= torch.tensor([[0], [past // 2]])
+        return {"q": normal(B, T, 2 * H, K), "k": normal(B, past + T, H, K), "v": normal(B, past + T, H, K), "valid": valid}
+
+    return made
+
+
+def stretch(case: Case, starts: Tensor | None, fresh: bool = False) -> Stretch:
+    docs = None if starts is None else Docs(starts)
+    return Stretch(docs, torch.full((B,), 5), 0, case.tokens, fresh)
+
+
+def leaves_of(streams: dict[str, Any]) -> dict[str, Tensor]:
+    """Its tensors that have gradients, by name."""
+    named = {}
+    for name, value in streams.items():
+        tensors = value if isinstance(value, tuple) else (value,)
+        for n, tensor in enumerate(tensors):
+            if tensor.is_floating_point():
+                named[f"{name}.{n}" if isinstance(value, tuple) else name] = tensor
+    return named
+
+
+def cast(case: Case, streams: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """Leaves: streams in `dtype`, states and decays in no less than float32."""
+    exact = torch.float32 if dtype.itemsize < 4 else dtype
+
+    def leaf(name: str, x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            return x
+        return x.detach().to(exact if name in case.exact else dtype).requires_grad_(case.gradient)
+
+    return {
+        name: tuple(leaf(name, x) for x in value) if isinstance(value, tuple) else leaf(name, value)
+        for name, value in streams.items()
+    }
+
+
+def flat(outputs: Any) -> list[Tensor]:
+    return tree_flatten(outputs)[0]
+
+
+def run(case: Case, streams: dict[str, Any], at: Stretch) -> list[Tensor]:
+    """Through the dispatcher, by the case's kernel."""
+    with kernels.using(**{case.setting: case.route}), torch.set_grad_enabled(case.gradient):
+        return flat(dispatch.run(case.family, at.tokens, *streams.values(), at=at, **case.settings))
+
+
+def define(case: Case, streams: dict[str, Any], starts: Tensor | None) -> list[Tensor]:
+    with torch.set_grad_enabled(case.gradient):
+        return flat(DEFINITIONS[case.family](*streams.values(), starts, **case.settings))
+
+
+def error(got: Tensor, want: Tensor) -> float:
+    """Relative Frobenius norm of the difference."""
+    got, want = got.detach().double(), want.detach().double()
+    assert got.shape == want.shape
+    return ((got - want).norm() / want.norm().clamp(min=1e-30)).item()
+
+
+def gradients(outputs: list[Tensor], leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(3)
+    weights = [torch.randn(y.shape, generator=generator, dtype=torch.float64) for y in outputs]
+    return torch.autograd.grad(sum((y.double() * w).sum() for y, w in zip(outputs, weights, strict=True)), leaves)
+
+
+def differences(case: Case, dtype: torch.dtype, documents: bool) -> tuple[dict[str, float], float]:
+    """(relative errors by output and by gradient, seconds of the kernel) of the case's kernel and the definition in float64.
+
+    Of narrow streams the definition sees the same rounded values.
+    """
+    torch.manual_seed(0)
+    streams = case.streams(case.tokens)
+    starts = case.starts() if documents else None
+    low = cast(case, streams, dtype)
+    exact = cast(replace(case, exact=()), {n: _rounded(x) for n, x in low.items()}, torch.float64)
+    began = time.perf_counter()
+    got = run(case, low, stretch(case, starts))
+    used = None if case.state_gradient else 1
+    got_gradients = gradients(got[:used], list(leaves_of(low).values())) if case.gradient else ()
+    seconds = time.perf_counter() - began
+    want = define(case, exact, starts)
+    found = {f"output {n}" if n == 0 else f"state {n - 1}": error(a, b) for n, (a, b) in enumerate(zip(got, want, strict=True))}
+    if case.gradient:
+        want_gradients = gradients(want[:used], list(leaves_of(exact).values()))
+        found |= {f"d{n}": error(a, b) for n, a, b in zip(leaves_of(exact), got_gradients, want_gradients, strict=True)}
+    return found, seconds
+
+
+def _rounded(x: Any) -> Any:
+    values, spec = tree_flatten(x)
+    return tree_unflatten([v.detach() for v in values], spec)
