@@ -4,6 +4,7 @@ A rank that hangs in Python is found, and its run ended, by the threads beside t
 a rank is stopped or its node dead, that a start never gets to training, or that an end never ends.
 """
 
+import math
 import signal
 import socket
 import subprocess
@@ -74,13 +75,15 @@ class Watcher:
 
 def watch(run: Path, patience: Patience, of: int | None) -> Hang | None:
     """Until there is a hang, or None when the process `of` has ended."""
-    watcher = Watcher(run, patience)
+    watcher, looked = Watcher(run, patience), -math.inf
     while of is None or psutil.pid_exists(of):
-        hang = watcher.look()
-        if hang is not None:
-            say(hang.sentence)
-            return hang
-        time.sleep(patience.poll)
+        if time.monotonic() - looked > patience.poll:
+            hang, looked = watcher.look(), time.monotonic()
+            if hang is not None:
+                say(hang.sentence)
+                return hang
+        # a job's script ends with this process, so it does not outlive the step for long
+        time.sleep(min(1.0, patience.poll))
     return None
 
 
