@@ -76,14 +76,13 @@ def active(sweep: Sweep) -> set[str]:
 
 
 def cancel(sweep: Sweep) -> None:
-    """Its runs, and the evaluations that wait for them. What the queue has forgotten, `scancel` would refuse."""
+    """Its runs, and the evaluations that wait for them."""
     jobs = JobFolder(sweep.path.absolute()).jobs()
     if not jobs:
         raise ConfigError(f"{sweep.path} was never submitted; Ctrl-C ends what runs here")
     jobs += [job for point in sweep.points for job in JobFolder(sweep.run(point).absolute()).jobs() if job.script == "eval"]
-    queued = set(slurm.call("squeue", "--noheader", "--me", "--format=%F").split())
     # evaluations first, as the end of a run starts its own
-    slurm.cancel([job.job for job in reversed(jobs) if job.job in queued])
+    slurm.cancel([job.job for job in reversed(jobs)])
 
 
 def _write(config: RunConfig, folder: JobFolder, whole: JobFolder) -> None:
