@@ -48,10 +48,10 @@ def begin(folder: JobFolder, place: Place, limits: Limits, heed_done: bool = Tru
         record(folder, lost, ended, None, verdict.word)
         if verdict.word is Word.STOP:
             return Word.STOP, verdict.why
-    numbers = [int(path.name.rpartition("-")[2]) for path in folder.logs.glob("*-*/")]
+    numbers = [int(number) for path in folder.logs.glob("*-*/") if (number := path.name.rpartition("-")[2]).isdigit()]
     start = f"{place.job}-{max(numbers, default=-1) + 1}"
     (folder.logs / start).mkdir(parents=True)
-    write_text(folder.logs / start / BEGAN, json.dumps(asdict(place) | {"began": time.time()}) + "\n")
+    write_text(folder.logs / start / BEGAN, json.dumps(asdict(place) | {"began": time.time()}) + "\n", sync=True)
     return None, start
 
 

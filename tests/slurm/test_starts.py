@@ -164,5 +164,8 @@ def test_the_words_that_the_job_script_reads(run: Run) -> None:
 
 def test_a_start_that_never_began_keeps_none_from_starting(run: Run) -> None:
     (run.folder.logs / "7-0").mkdir(parents=True)
+    # nor does what people put beside it, and what a node that died has written in part
+    (run.folder.logs / "old-logs").mkdir()
+    (run.folder.path / "outcome.json").write_text('{"status": 7')
     assert run.begin() == "7-1"
     assert read_lines(run.folder.starts) == []
