@@ -45,15 +45,16 @@ def judged(run: Path, limits: Limits, hosts: Sequence[str]) -> int:
     """The exit status, by the reports that are there. hosts: all that were asked; without them nobody misses one that is silent."""
     reports = read_reports(run)
     if not reports:
-        return tell([Finding(None, f"no probe left a report in {run / FOLDER}; see what its start said")], run)
+        # a slow file system will do: as any crash, it is tried again a few times
+        return tell([Finding(None, f"no probe left a report in {run / FOLDER}; see what its start said")], run, 1)
     status = tell(judge(reports, hosts, limits), run)
     if status == DONE:
         print(f"health: {_summary(reports)}", flush=True)
     return status
 
 
-def tell(found: Sequence[Finding], run: Path) -> int:
-    """Print each finding, note bad nodes; the exit status."""
+def tell(found: Sequence[Finding], run: Path, of_none: int = MEND) -> int:
+    """Print each finding, note bad nodes; the exit status. of_none: that of findings which are no node's fault."""
     for finding in found:
         print(f"health: {finding.sentence}", file=sys.stderr, flush=True)
     mend = [finding for finding in found if finding.host is None]
@@ -62,7 +63,7 @@ def tell(found: Sequence[Finding], run: Path) -> int:
         hosts = dict.fromkeys(host for host, _ in bad)
         add_bad_nodes(run, bad)
         print(f"health: from now on without {', '.join(hosts)} ({run / NAME}; delete a line to take it again)", file=sys.stderr)
-    status = MEND if mend else UNFIT if bad else DONE
+    status = of_none if mend else UNFIT if bad else DONE
     if status != DONE:
         Outcome(status, 0, "; ".join(finding.sentence for finding in mend or found), str(run)).write()
     return status

@@ -251,7 +251,8 @@ def repeated_reductions(config: RunConfig, world_size: int) -> list[str]:
 
 def check(config: RunConfig, world_size: int, manifest: Manifest) -> None:
     """Every law that holds between settings, ranks and dataset, before a process group starts. Raises ConfigError, DataError."""
-    if not config.name or "/" in config.name or config.name.startswith("."):
+    # with =, the folder would be taken for a setting where the run is resumed
+    if not config.name or any(mark in config.name for mark in "/=") or config.name.startswith("."):
         raise ConfigError(f"name ({config.name!r}) names the run's folder; use letters, digits, dashes")
     if config.grow_vocab and config.init_from is None:
         raise ConfigError("grow_vocab (true) has no effect without init_from; remove it")

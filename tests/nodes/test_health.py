@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 
 from launch.nodes.bad_nodes import bad_nodes
+from launch.nodes.check import judged
+from launch.nodes.limits import Limits
 from launch.nodes.report import read_reports
+from launch.restarts import Limits as Retries
+from launch.restarts import Word, end_of, judge
 from llm.testing import free_port
-from llm.train.exits import DONE, MEND, UNFIT
+from llm.train.exits import DONE, MEND, UNFIT, read_outcome
 from tests.checkout import ROOT, environment
 
 pytestmark = [pytest.mark.multirank, pytest.mark.timeout(120)]
@@ -48,6 +52,13 @@ def test_a_node_unlike_the_others_and_a_silent_one_are_left_out(tmp_path: Path):
     assert "n3 did not answer within 50 s" in done.stderr
     assert set(bad_nodes(tmp_path / "run")) == {"n1", "n3"}
     assert [link.gbytes is not None for report in read_reports(tmp_path / "run") for link in report.links] == [True] * 6
+
+
+def test_silence_of_all_is_tried_again(tmp_path: Path):
+    assert judged(tmp_path, Limits(), ["n0", "n1"]) == 1
+    outcome = read_outcome(tmp_path / "outcome.json")
+    assert outcome is not None
+    assert judge([end_of(outcome, 1)], Retries()).word is Word.AGAIN
 
 
 @pytest.mark.slow

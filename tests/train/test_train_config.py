@@ -51,6 +51,7 @@ Words = Callable[..., list[str]]
         ("train.keep_every=7", 1, r"keep_every \(7\) must be a multiple of train.checkpoint_every \(0\)"),
         ("grow_vocab=true", 1, "has no effect without init_from"),
         ("name=a/b", 1, "names the run's folder"),
+        ("name=lr=3e-4", 1, "names the run's folder"),
     ],
 )
 def test_laws_between_settings(word: str, ranks: int, sentence: str, words: Words, manifest: Manifest) -> None:
