@@ -170,6 +170,8 @@ def teacher_bytes(config: RunConfig) -> int:
     path = config.train.distill.teacher
     if path is None:
         return 0
+    if not Path(path).exists():
+        return 0
     model = teacher_config(Path(path))
     return model_cost(model, config.data.sequence_length).parameters * (2 if casts_model(config) else 4)
 

@@ -24,6 +24,9 @@ def freeze(folder: Path) -> None:
     (building / FROZEN).write_text(json.dumps(state, indent=1) + "\n")
     if state is not None:
         (building / "changes.diff").write_bytes(_git("diff", "--binary", "HEAD"))
+    if folder.is_symlink():
+        # a sweep's, of all its runs
+        folder.unlink()
     shutil.rmtree(folder, ignore_errors=True)
     building.replace(folder)
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from launch.jobs.folder import JobFolder, append_line, read_lines
 from launch.restarts import CANCELLED, End, Limits, Verdict, Word, end_of, judge
 from llm.train.exits import BAD_STEPS, DONE, MEND, NAME, STOPPED, UNFIT, Outcome, read_outcome
+from llm.train.whole_file import write_text
 
 BEGAN = "began.json"
 # the status of a start whose job ended without saying how
@@ -31,10 +32,13 @@ class Place:
         return cls(job, hosts, int(environment.get("SLURM_RESTART_COUNT") or 0))
 
 
-def begin(folder: JobFolder, place: Place, limits: Limits) -> tuple[Word | None, str]:
-    """The name of a new start, whose folder in `logs` is there; or the word that says why there is none, and a sentence."""
+def begin(folder: JobFolder, place: Place, limits: Limits, heed_done: bool = True) -> tuple[Word | None, str]:
+    """The name of a new start, whose folder in `logs` is there; or the word that says why there is none, and a sentence.
+
+    heed_done: a run that has reached its last step does not start.
+    """
     last = read_outcome(folder.path / NAME)
-    if last is not None and last.status == DONE:
+    if heed_done and last is not None and last.status == DONE:
         return Word.DONE, last.sentence
     if folder.stop.exists():
         return Word.STOP, f"{folder.stop} is there; `braid-submit resume {folder.path}` removes it and goes on"
@@ -44,10 +48,10 @@ def begin(folder: JobFolder, place: Place, limits: Limits) -> tuple[Word | None,
         record(folder, lost, ended, None, verdict.word)
         if verdict.word is Word.STOP:
             return Word.STOP, verdict.why
-    numbers = [int(path.name.rpartition("-")[2]) for path in folder.logs.glob("*-*/")]
+    numbers = [int(number) for path in folder.logs.glob("*-*/") if (number := path.name.rpartition("-")[2]).isdigit()]
     start = f"{place.job}-{max(numbers, default=-1) + 1}"
     (folder.logs / start).mkdir(parents=True)
-    (folder.logs / start / BEGAN).write_text(json.dumps(asdict(place) | {"began": time.time()}) + "\n")
+    write_text(folder.logs / start / BEGAN, json.dumps(asdict(place) | {"began": time.time()}) + "\n", sync=True)
     return None, start
 
 
@@ -102,9 +106,9 @@ def barren(folder: JobFolder, place: Place, ended: End) -> str | None:
 
 
 def unrecorded(folder: JobFolder) -> list[str]:
-    """Names of starts that have a folder and no line."""
+    """Names of starts that began and have no line."""
     known = {line["start"] for line in read_lines(folder.starts)}
-    return sorted(path.name for path in folder.logs.glob("*-*/") if path.name not in known)
+    return sorted(path.parent.name for path in folder.logs.glob(f"*-*/{BEGAN}") if path.parent.name not in known)
 
 
 def record(folder: JobFolder, start: str, ended: End, asked: str | None, verdict: str) -> None:

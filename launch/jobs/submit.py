@@ -15,7 +15,7 @@ from llm.train.config import RunConfig
 from llm.train.exits import Outcome
 from llm.train.phases import check_phases, manifests_of, newest_step, phases_of
 from llm.train.run_folder import RunFolder
-from llm.train.start import plan
+from llm.train.start import check_sources, plan
 from llm.train.whole_file import write_text
 
 PRETRAIN = Task("pretrain")
@@ -29,8 +29,10 @@ def submit(words: Sequence[str], site: Site, after: str | None = None) -> list[s
     Raises:
         ConfigError, DataError: what the run's config, its data or SLURM refuse.
     """
-    config, folder = prepared(words, site)
-    busy = slurm.queued(job_name(folder, PRETRAIN))
+    config, folder = prepared(words, site, after)
+    # a run of a sweep, whose program is the sweep's, may be in the queue as a task of it
+    folders = [folder, *([JobFolder(folder.path.parent)] if folder.code.is_symlink() else [])]
+    busy = [job for each in folders for job in slurm.queued(job_name(each, PRETRAIN))]
     if busy:
         raise ConfigError(
             f"{folder.path} is in the queue already (job {busy[0].job}, {busy[0].state}); `braid-submit cancel` ends it"
@@ -53,14 +55,19 @@ def script(words: Sequence[str], site: Site) -> str:
     return render(site, folder, PRETRAIN, Path.cwd(), folder.bad_nodes)
 
 
-def prepared(words: Sequence[str], site: Site) -> tuple[RunConfig, JobFolder]:
-    """The run, checked as it does itself when it starts. Raises ConfigError, DataError."""
+def prepared(words: Sequence[str], site: Site, after: str | None = None) -> tuple[RunConfig, JobFolder]:
+    """The run, checked as it does itself when it starts. after: jobs that may yet train what it begins from.
+
+    Raises ConfigError, DataError, CheckpointError.
+    """
     config, run = plan(words)
     phases = phases_of(config)
     check_phases(phases, site.nodes * site.ranks, manifests_of(phases), newest_step(run.checkpoints))
     if config.train.precision == "auto" and run.config.is_file():
         config = replace(config, train=replace(config.train, precision=run.read_config().train.precision))
     run.check_same(config)
+    if after is None:
+        check_sources(config, run, phases, site.nodes * site.ranks)
     return config, JobFolder(run.path.absolute())
 
 

@@ -4,6 +4,7 @@ A task is a job like any other (launch/jobs): it checks its nodes, starts again,
 run from one frozen copy of the program.
 """
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -65,17 +66,23 @@ def array_script(sweep: Sweep, points: Sequence[Point], site: Site) -> str:
 
 
 def active(sweep: Sweep) -> set[str]:
-    """Names of the runs that are in the queue."""
-    name = job_name(JobFolder(sweep.path.absolute()), PRETRAIN)
-    listed = slurm.call("squeue", "--noheader", "--me", "--array", f"--name={name}", "--format=%K").split()
-    return {sweep.points[int(number)].name for number in listed if number.isdigit()}
+    """Names of the runs that are in the queue, as tasks or by themselves."""
+    whole = job_name(JobFolder(sweep.path.absolute()), PRETRAIN)
+    alone = {job_name(JobFolder(sweep.run(point).absolute()), PRETRAIN): point.name for point in sweep.points}
+    listed = slurm.call("squeue", "--noheader", "--me", "--array", "--format=%K|%j").splitlines()
+    jobs = [(number, name) for number, _, name in (line.partition("|") for line in listed)]
+    tasks = {sweep.points[int(number)].name for number, name in jobs if name == whole and number.isdigit()}
+    return tasks | {alone[name] for _, name in jobs if name in alone}
 
 
 def cancel(sweep: Sweep) -> None:
+    """Its runs, and the evaluations that wait for them."""
     jobs = JobFolder(sweep.path.absolute()).jobs()
     if not jobs:
         raise ConfigError(f"{sweep.path} was never submitted; Ctrl-C ends what runs here")
-    slurm.cancel([job.job for job in jobs])
+    jobs += [job for point in sweep.points for job in JobFolder(sweep.run(point).absolute()).jobs() if job.script == "eval"]
+    # evaluations first, as the end of a run starts its own
+    slurm.cancel([job.job for job in reversed(jobs)])
 
 
 def _write(config: RunConfig, folder: JobFolder, whole: JobFolder) -> None:
@@ -84,6 +91,9 @@ def _write(config: RunConfig, folder: JobFolder, whole: JobFolder) -> None:
     write_text(RunFolder(folder.path).config, to_yaml(config))
     # one program, and what one run found of a node is true for all
     for path in (folder.site, folder.code, folder.path / BAD_NODES):
+        if path.is_dir() and not path.is_symlink():
+            # of a run that was submitted by itself
+            shutil.rmtree(path)
         path.unlink(missing_ok=True)
         path.symlink_to(Path("..") / path.name)
     folder.stop.unlink(missing_ok=True)

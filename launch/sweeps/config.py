@@ -86,6 +86,8 @@ def _written(value: Any) -> str:
     """As a word of the command line has it."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}: {_written(part)}' for key, part in value.items())}}}"
     return f"[{','.join(map(_written, value))}]" if isinstance(value, list) else str(value)
 
 

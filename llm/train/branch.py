@@ -5,6 +5,7 @@ train.steps=10000 train.schedule.cooldown=2000`. Or phases that the first run do
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from llm.errors import CheckpointError, ConfigError
@@ -27,11 +28,15 @@ def check_branch(config: RunConfig) -> None:
             f"branch_from ({config.branch_from}) goes on with a run and init_from ({config.init_from}) starts another from its "
             "weights; give one of them"
         )
-    old = read_config(Path(config.branch_from) / files.CONFIG)
-    differing = differences_until(old, config, _step(Path(config.branch_from)), FREE | AHEAD | OWN)
+    origin = Path(config.branch_from)
+    old = read_config(origin / files.CONFIG)
+    if config.train.precision == "auto":
+        # it is not where it starts, which decides
+        config = replace(config, train=replace(config.train, precision=old.train.precision))
+    differing = differences_until(old, config, _step(origin), FREE | AHEAD | OWN)
     if differing:
         raise ConfigError(
-            f"branch_from ({config.branch_from}) holds a run with another config ({shown(differing)}); a branch may change "
+            f"branch_from ({origin}) holds a run with another config ({shown(differing)}); a branch may change "
             "train.steps and train.schedule alone: give it the same settings otherwise, and others in train.phases, from there on"
         )
 

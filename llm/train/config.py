@@ -211,8 +211,8 @@ def steps_of_phases(config: RunConfig, configs: Sequence[RunConfig]) -> list[int
         found.append(total - sum(found) if steps is None else steps)
     if phases and total not in (0, sum(found)):
         raise ConfigError(
-            f"train.steps ({total}) must be the {sum(found)} steps that train.phases have together; leave it out, or leave steps "
-            "and tokens of the last phase out, which then takes the rest"
+            f"train.steps ({total}) must be the {sum(found)} steps that train.phases have together; set "
+            f"train.steps={sum(found)}, or leave steps and tokens of the last phase out, which then takes the rest"
         )
     return found or [total]
 

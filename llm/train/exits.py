@@ -51,5 +51,7 @@ class Outcome:
 
 
 def read_outcome(path: Path) -> Outcome | None:
-    """None where nothing has been written."""
-    return Outcome(**json.loads(path.read_text())) if path.is_file() else None
+    """None where nothing has been written, or a node that died left it cut short."""
+    with suppress(FileNotFoundError, ValueError):
+        return Outcome(**json.loads(path.read_text()))
+    return None

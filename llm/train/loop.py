@@ -238,8 +238,7 @@ def report(run: Run, lr: float, validating: bool, evaluating: bool) -> None:
         return
     run.writer.write(record)
     if validating:
-        tokens_per_step = run.config.train.batch * run.config.data.sequence_length
-        rollbacks = [record["checkpoint"] * tokens_per_step for record in run.quarantine]
+        rollbacks = [record["tokens"] for record in run.quarantine]
         plot_loss(read_metrics(run.folder), run.folder.report / "loss.png", run.config.name, rollbacks)
 
 

@@ -180,10 +180,10 @@ def start_of(phases: Sequence[Phase], manifests: Sequence[Manifest], checkpoint:
     if checkpoint is None:
         return Start(None, 0, 0, phases[0], (0,), stream_of(phases, 0, manifests, (0,)), False)
     progress = json.loads((checkpoint / files.PROGRESS).read_text())
-    step, data, was = progress["step"], progress["data"], phases[progress.get("phase", 0)]
+    step, data = progress["step"], progress["data"]
     if step > phases[-1].last:
         raise ConfigError(f"train.steps ({phases[-1].last}) must be at least {step}, the step of {checkpoint}; raise it")
-    phase = phase_after(phases, step)
+    was, phase = phases[progress.get("phase", 0)], phase_after(phases, step)
     began = (*progress.get("began", [0]), data["consumed"])[: phase.number + 1]
     last = stream_of(phases, was.number, manifests, began)
     last.check_state(data)

@@ -2,6 +2,7 @@
 
     step, why    the bad step, and what was bad, in words
     checkpoint   the step that the run went back to
+    tokens       trained on until then
     rows         of the stream, first and last + 1: those of the steps in between
     stream       what their numbers mean
     suspects     by shard, the numbers of the documents that the bad step read, in runs [first, last]; where the loss of some ranks

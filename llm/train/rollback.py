@@ -21,6 +21,7 @@ from llm.train.diagnosis import diagnose, said
 from llm.train.engine import StepResult
 from llm.train.fragments import to_save
 from llm.train.guard import PATIENCE
+from llm.train.load import what_it_is
 from llm.train.metrics import Writer
 from llm.train.quarantine import NAME, documents_of, merged, quarantine_of, short, write_records
 from llm.train.whole_file import write_text
@@ -87,6 +88,7 @@ def go_back(run: "Run", checkpoint: Path, bad: TooMany) -> None:
     progress = load_checkpoint(run.engine, checkpoint, world)
     rows, stream = (progress["data"]["consumed"], batches.consumed), batches.stream.identity()
     record = {"step": run.step, "why": bad.why, "checkpoint": progress["step"], "rows": list(rows), "stream": stream}
+    record["tokens"] = progress["tokens"]
     record |= {"suspects": bad.suspects, "documents": documents_of(batches, *rows, world)}
     run.quarantine = merged(run.quarantine, [record])
     if world.first:
@@ -96,12 +98,16 @@ def go_back(run: "Run", checkpoint: Path, bad: TooMany) -> None:
             discard(newer)
     world.barrier()
     batches.seek(rows[0], quarantine_of(run.quarantine, stream))
-    if run.carried is not None and stream.items() <= progress["data"].items():
+    before = what_it_is(checkpoint)[0].model
+    if run.carried is not None and stream.items() <= progress["data"].items() and before == run.config.model:
         run.carried.load(checkpoint, world)
     elif run.carried is not None:
-        # of the phase before, whose rows were cut in another way
+        # of the phase before, whose rows were cut in another way, or read by another model
         run.carried.states = [None] * len(run.carried.rows)
     run.bad_steps.restore(progress.get("bad_steps", {}))
+    if progress["step"] == run.phase.first:
+        # at the phase's border, as where it began
+        run.bad_steps.spikes.restore({})
     say(world, f"rows {rows[0]} to {rows[1] - 1} are in quarantine and not read again: {run.folder.report / NAME} names them")
     run.step = progress["step"]
     run.meter.restart()

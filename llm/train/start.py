@@ -24,7 +24,7 @@ from llm.train.exits import Outcome
 from llm.train.failures import LostRanks, in_words
 from llm.train.guard import PATIENCE, Guard
 from llm.train.init_from import check_source
-from llm.train.phases import check_phases, manifests_of, newest_step, phases_of
+from llm.train.phases import Phase, check_phases, manifests_of, newest_step, phases_of
 from llm.train.precision import resolved
 from llm.train.run_folder import AHEAD, FREE, RunFolder
 from llm.train.scheduled import Evaluation
@@ -62,17 +62,11 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
     kernels.use(config.kernels)
     changed = folder.check_same(config)
     folder.check_stop()
-    check_branch(config)
-    for phase in phases:
-        with naming(phase.number) if phase.number else nullcontext():
-            check_teacher(phase.config, world.size)
+    check_sources(config, folder, phases, world.size, reads=world.first)
     planned = plan_evaluation if config.train.evaluate.every else None
     evaluations = [planned and planned(phase.config, folder, world) for phase in phases]
     if planned is None and config.train.evaluate.every:
         raise ConfigError(f"train.evaluate.every ({config.train.evaluate.every}) needs evaluations; start with launch/pretrain.py")
-    # one rank is enough to read the headers
-    if world.first and config.init_from is not None and not checkpoints(folder.checkpoints):
-        check_source(config)
     share_cores(world.device)
     # torch begins anywhere; a checkpoint brings its own
     torch.manual_seed(config.seed + world.rank)
@@ -170,6 +164,21 @@ def plan(words: Sequence[str]) -> tuple[RunConfig, RunFolder]:
     config = load_config([str(folder.config.resolve()), *overrides])
     # the folder may have been moved or renamed since
     return replace(config, name=folder.path.resolve().name, runs=str(folder.path.parent)), folder
+
+
+def check_sources(config: RunConfig, folder: RunFolder, phases: Sequence[Phase], world_size: int, reads: bool = True) -> None:
+    """The laws of what a run begins from and learns from. reads: whether this rank looks at the headers of weights.
+
+    Raises ConfigError, CheckpointError.
+    """
+    # a run that has checkpoints goes on from those, whatever its origin has become
+    if not checkpoints(folder.checkpoints):
+        check_branch(config)
+        if reads and config.init_from is not None:
+            check_source(config)
+    for phase in phases:
+        with naming(phase.number) if phase.number else nullcontext():
+            check_teacher(phase.config, world_size)
 
 
 def share_cores(device: torch.device) -> None:

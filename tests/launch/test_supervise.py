@@ -126,6 +126,10 @@ def test_a_runs_folder_keeps_what_its_starts_did(tmp_path: Path) -> None:
     assert "sentence 3" in process.communicate(timeout=50)[1]
     assert process.returncode == DONE
     assert starts(tmp_path) == 4
+    # unless there is more to do
+    process = supervise(tmp_path, "train.steps=12", "0@12", run=tmp_path)
+    assert "sentence 4" in process.communicate(timeout=50)[1]
+    assert starts(tmp_path) == 5
 
 
 def test_a_runs_file_stop_ends_its_supervisor(tmp_path: Path) -> None:

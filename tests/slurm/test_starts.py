@@ -160,3 +160,12 @@ def test_the_words_that_the_job_script_reads(run: Run) -> None:
     assert "crashed (status 137, SIGKILL, maybe out of memory) at or soon after step 3" in why
     assert again("begin", path)[0] == "go here-1"
     assert again("end", path, "--start=here-1", "--status=75", "--asked=cancelled")[0] == "stop"
+
+
+def test_a_start_that_never_began_keeps_none_from_starting(run: Run) -> None:
+    (run.folder.logs / "7-0").mkdir(parents=True)
+    # nor does what people put beside it, and what a node that died has written in part
+    (run.folder.logs / "old-logs").mkdir()
+    (run.folder.path / "outcome.json").write_text('{"status": 7')
+    assert run.begin() == "7-1"
+    assert read_lines(run.folder.starts) == []

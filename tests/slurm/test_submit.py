@@ -11,9 +11,13 @@ import pytest
 
 from launch.jobs import slurm
 from launch.jobs.folder import JobFolder
+from launch.jobs.script import job_name
 from launch.jobs.site import load_site
-from launch.jobs.submit import submit
+from launch.jobs.submit import PRETRAIN, submit
 from launch.submit import main
+from launch.sweeps.array import active, cancel, submit_array
+from launch.sweeps.config import SweepConfig
+from launch.sweeps.folder import Sweep
 from llm.config import to_yaml
 from llm.data import Manifest
 from llm.errors import ConfigError
@@ -168,6 +172,55 @@ def test_what_the_run_would_refuse_is_refused_before_it_is_queued(words, queue, 
     assert (status, queue) == (2, [])
     assert "train.batch (15) must hold a sequence for each of the ranks (16)" in told
     assert not (tmp_path / "runs").exists()
+
+
+def test_so_is_what_it_would_begin_from_unless_that_is_yet_to_come(words, queue, tmp_path, capsys) -> None:
+    for word in ("init_from=runs/first", "branch_from=runs/first", "train.distill.teacher=runs/first"):
+        given = ["--site", "site.yaml", *words, "slurm.gpus_per_node=1", word]
+        status, _, told = said(capsys, *given)
+        assert status == 2
+        assert "runs/first" in told
+    assert queue == []
+    assert not (tmp_path / "runs").exists()
+    assert said(capsys, *given, "--after", "afterok:1")[0] == 0
+
+
+def test_a_branch_may_be_submitted_where_there_is_no_gpu(words, queue, manifest, tmp_path) -> None:
+    old, folder = plan([*words, "name=old", "train.precision=bf16"])
+    folder.write(old, manifest)
+    (folder.checkpoints / "step-4").mkdir()
+    assert submit([*words, "name=new", f"branch_from={folder.path}"], load_site("site.yaml")) == ["1"]
+
+
+def test_a_run_of_a_sweep_may_be_submitted_by_itself_and_in_the_sweep_again(words, monkeypatch, tmp_path) -> None:
+    called, listed = [], ""
+
+    def call(*command: str) -> str:
+        called.append(command)
+        return f"{len(called)}\n" if command[0] == "sbatch" else listed
+
+    monkeypatch.setattr(slurm, "call", call)
+    own = [word for word in words if not word.startswith("name=")]
+    sweep, site = Sweep.of(SweepConfig("s", words=own, grid={"seed": [1, 2]}, evaluate=["bigram"])), load_site("site.yaml")
+    submit_array(sweep, sweep.points, site)
+    run, whole = JobFolder(tmp_path / "runs/s/seed1"), JobFolder(tmp_path / "runs/s")
+    with monkeypatch.context() as patch:
+        patch.setattr(slurm, "queued", lambda name: [slurm.Queued("1", "RUNNING", "", "")] * (name == job_name(whole, PRETRAIN)))
+        with pytest.raises(ConfigError, match=r"is in the queue already \(job 1, RUNNING\)"):
+            submit([str(run.path)], site)
+    submit([str(run.path)], site)
+    assert run.code.is_dir()
+    assert not run.code.is_symlink()
+    listed = f"N/A|{job_name(run, PRETRAIN)}\n"
+    assert active(sweep) == {"seed1"}
+    listed = f"1|{job_name(whole, PRETRAIN)}\n"
+    assert active(sweep) == {"seed2"}
+    submit_array(sweep, sweep.points, site)
+    assert run.code.is_symlink()
+    cancel(sweep)
+    evaluations = [job.job for point in sweep.points for job in JobFolder(sweep.run(point)).jobs() if job.script == "eval"]
+    assert len(evaluations) == 4
+    assert set(evaluations) < set(called[-1])
 
 
 def test_away_from_a_cluster_one_sentence_says_so(words, monkeypatch, tmp_path, capsys) -> None:

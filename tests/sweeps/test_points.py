@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from launch.sweeps.config import Point, SweepConfig, points_of
 from launch.sweeps.folder import Sweep
-from llm.config import load
+from llm.config import load, read
 from llm.errors import ConfigError
 from llm.train.config import load_config
 
@@ -33,6 +33,12 @@ def test_words_are_as_the_command_line_has_them():
             "a-clipnull-tietrue-pattern_m_a", ["configs/model/a.yaml", "train.clip=null", "model.tie=true", "model.pattern=[m,a]"]
         )
     ]
+
+
+def test_settings_of_phases_are_values_too():
+    phases = [[{"steps": 3}, {"steps": 4, "train": {"clip": None, "activation_checkpointing": True}}]]
+    (point,) = points_of(SweepConfig("s", grid={"train.phases": phases}))
+    assert read(point.words)["train"] == {"phases": phases[0]}
 
 
 def test_a_plan_of_a_scaling_study_is_a_sweep(tmp_path: Path):

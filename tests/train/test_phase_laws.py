@@ -12,10 +12,10 @@ from llm.data import DOCUMENT_TOKEN, Manifest, TokenStream
 from llm.errors import ConfigError, DataError
 from llm.train.branch import check_branch
 from llm.train.config import load_config
-from llm.train.phases import Phase, check_phases, manifests_of, phase_after, phases_of, stream_of
+from llm.train.phases import Phase, check_phases, manifests_of, phase_after, phases_of, start_of, stream_of
 from llm.train.run_folder import RunFolder, differences_until
 from llm.train.schedule import ScheduleConfig, learning_rate
-from llm.train.start import plan
+from llm.train.start import check_sources, plan
 from tests.train.conftest import MODEL, TRAIN, write_dataset
 
 Words = Callable[..., list[str]]
@@ -94,7 +94,9 @@ def test_all_steps_are_those_of_the_phases(words: Words) -> None:
     assert [(phase.first, phase.last, phase.tokens) for phase in found] == [(0, 10, 0), (10, 20, 2560), (20, 24, 5120)]
     assert (last.config.train.steps, last.tokens_at(24)) == (24, 6144)
     assert checked(words(phases, "train.steps=24"))[-1] == last
-    with pytest.raises(ConfigError, match=r"train.steps \(25\) must be the 24 steps that train.phases have together; leave it out"):
+    with pytest.raises(
+        ConfigError, match=r"train.steps \(25\) must be the 24 steps that train.phases have together; set train.steps=24,"
+    ):
         checked(words(phases, "train.steps=25"))
     assert [phase_after(found, step).number for step in (0, 9, 10, 20, 23, 24)] == [0, 0, 1, 2, 2, 2]
     # the last goes on to train.steps; an item of the list is named by its number
@@ -187,6 +189,27 @@ def test_a_run_without_phases_may_go_on_with_some(words: Words, manifest: Manife
     folder.check_same(load_config(words(new.format(60))))
     with pytest.raises(ConfigError, match=r"train.phases\[0\] ends at step: 100 -> 40"):
         folder.check_same(load_config(words(new.format(40))))
+
+
+def test_fewer_steps_than_are_done_are_refused_in_one_sentence(words: Words, manifest: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "step-8").mkdir()
+    (tmp_path / "step-8" / "progress.json").write_text('{"step": 8, "phase": 1, "began": [0, 48], "data": {"consumed": 64}}')
+    phases = phases_of(load_config(words("train.phases=[{steps: 6}]")))
+    with pytest.raises(ConfigError, match=r"train.steps \(6\) must be at least 8"):
+        start_of(phases, manifests_of(phases), tmp_path / "step-8")
+
+
+def test_a_branch_that_has_a_checkpoint_does_not_ask_its_origin(words: Words, manifest: Manifest) -> None:
+    old = load_config(words(PHASES))
+    RunFolder.of(old).write(old, manifest)
+    (RunFolder.of(old).checkpoints / "step-10").mkdir()
+    mixture = load_config(words(PHASES, "train.phases.1.data.mixture.text=3", "name=b", f"branch_from={RunFolder.of(old).path}"))
+    branch = RunFolder.of(mixture)
+    check_sources(mixture, branch, phases_of(mixture), 1)
+    (branch.checkpoints / "step-15").mkdir(parents=True)
+    # the origin goes on, beyond what both have in common
+    (RunFolder.of(old).checkpoints / "step-20").mkdir()
+    check_sources(mixture, branch, phases_of(mixture), 1)
 
 
 def test_described_phases(words: Words, capsys: pytest.CaptureFixture) -> None:

@@ -25,7 +25,8 @@ pytestmark = [pytest.mark.multirank, pytest.mark.timeout(300)]
 NAN = float("nan")
 BACK = ["train.bad_steps.then=rollback", "train.bad_steps.skip=0"]
 SPIKES = ["train.bad_steps.spike.window=3", "train.bad_steps.spike.warmup=0", "train.bad_steps.spike.at_once=true"]
-PHASES = ["train.phases=[{steps: 3}, {}]"]
+# as many losses are usual as a run without borders would remember
+PHASES = ["train.phases=[{steps: 3}, {}]", "train.bad_steps.spike.loss=100", "train.bad_steps.spike.window=6"]
 # the mark of step 4, which a run with a checkpoint at 2 goes back from, and the rows that are then in quarantine
 POISON, ROWS = TOKENS[4], (2 * BATCH, 4 * BATCH)
 
@@ -201,7 +202,13 @@ def test_a_phase_goes_back_to_its_border(more_said: Any) -> None:
     each, runs = more_said
     assert [rank["phased back"] for rank in each] == [f"step {STEPS}"] * 2
     same(runs / "phased back", runs / "phased never")
-    assert [line["checkpoint"] for line in lines(runs / "phased back")] == [3]
+    (line,) = lines(runs / "phased back")
+    assert (line["checkpoint"], line["tokens"]) == (3, 3 * BATCH * T)
+    ends = [runs / name / "checkpoints" / f"step-{STEPS}" / "progress.json" for name in ("phased back", "phased never")]
+    # the former phase's are forgotten again
+    back, never = (json.loads(path.read_text())["bad_steps"]["spike"]["loss"] for path in ends)
+    assert back == never
+    assert len(back) == STEPS - 3
 
 
 @pytest.mark.slow
