@@ -87,9 +87,9 @@ def linear_streams(decay: str, K: int = 16, V: int = 16) -> Callable[[int], dict
     return made
 
 
-def ssd_streams(T: int) -> dict[str, Any]:
-    steps = {"step": -decays(B, T, H), "rate": 2 * decays(H), "state": normal(B, H, 16, 16)}
-    return qkv(T, 16, 16, groups=1) | steps
+def ssd_streams(T: int, K: int = 16, V: int = 16) -> dict[str, Any]:
+    steps = {"step": -decays(B, T, H), "rate": 2 * decays(H), "state": normal(B, H, K, V)}
+    return qkv(T, K, V, groups=1) | steps
 
 
 def mlstm_streams(T: int, K: int = 16, V: int = 16) -> dict[str, Any]:
