@@ -34,7 +34,7 @@ endef
 
 # Checks go from cheap to dear and share few cores, also under `make -j`.
 .NOTPARALLEL:
-.PHONY: help env peers kernels test-kernels gpu-paper demo test test-all lint test-fast test-processes test-speed test-hf-matrix chaos bench-data format check-cuda-constraints clean
+.PHONY: help env peers kernels test-kernels gpu-paper demo test test-all lint test-fast test-processes test-speed test-slurm test-hf-matrix chaos bench-data format check-cuda-constraints clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 32
@@ -91,6 +91,10 @@ test-processes: env ## tests that start ranks, commands and environments of thei
 
 test-speed: peers ## the mixers' cores beside other projects', at 70 % of what the whole benchmark asks for
 	$(call check,speed,$(BIN)/python -W ignore benchmarks/mixers.py --check 0.7 --tables core --tokens 2048 --dtypes fp32 --rounds 3 --threads 1)
+
+# Installed by hand: apt-get install --no-install-recommends slurmctld slurmd slurm-client munge openssh-server pdsh
+test-slurm: env ## every job that SLURM can disturb, on a cluster of two nodes on this machine (docs/cluster.md)
+	$(call check,pytest: SLURM,$(one_thread) $(PYTEST) tests/slurm --durations=0)
 
 # What an export is loaded by: in a process that has that transformers alone, and in tests that run on it as a whole.
 test-hf-matrix: env $(if $(ENV_READY),,$(OLD_HF_STAMP)) ## exports and imports on transformers 4.57 and 5

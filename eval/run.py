@@ -2,7 +2,10 @@
 
 PATH is a run folder, a checkpoint, or a Hugging Face folder. The same under `torchrun`, `deepspeed`, `srun` and plain `python`.
 
-`braid-eval scaling TABLE... [key=value...]`: scaling laws of a table or a folder of runs; no model is needed.
+Without a model:
+
+`braid-eval scaling TABLE... [key=value...]`: scaling laws of a table or a folder of runs.
+`braid-eval probe [key=value...]`: what small models learn of synthetic tasks, from scratch.
 """
 
 import sys
@@ -16,18 +19,20 @@ sys.path[:] = [
 
 import argparse
 import os
+from collections.abc import Callable
 
 from eval.evaluate import evaluate
 from eval.find import DTYPES, MODES, Reading
 from eval.plan import read_plan
 from eval.scaling.command import scaling
+from eval.synthetic.command import probe
 from eval.tasks import TASKS
 from eval.world import world_of_ranks
 from launch.ranks import settle, without_local_rank
-from llm.errors import BraidError
+from llm.errors import BraidError, ConfigError
 
 # TASK -> what it does with the words that follow, without a model
-WITHOUT_MODEL = {"scaling": scaling}
+WITHOUT_MODEL: dict[str, Callable[[list[str]], object]] = {"scaling": scaling, "probe": probe}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,10 +52,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("words", nargs="+", metavar="TASK", help=f"{tasks}, a suite (configs/eval/*.yaml), key=value")
     given = parser.parse_args(without_local_rank(sys.argv[1:] if argv is None else argv))
     try:
+        ranks = settle().world_size
         if given.words[0] in WITHOUT_MODEL:
+            if ranks > 1:
+                raise ConfigError(f"{given.words[0]} runs once, not on {ranks} ranks; start it with plain python")
             WITHOUT_MODEL[given.words[0]]([*given.words[1:], *([f"out={given.out}"] if given.out else [])])
             return 0
-        settle()
         plan = read_plan(given.words)
         with world_of_ranks(given.device) as world:
             reading = Reading(world.device, given.dtype, given.mode, given.trust_remote_code, given.split)

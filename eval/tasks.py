@@ -14,6 +14,8 @@ from eval.needles.ruler import RulerConfig, draw_ruler, ruler
 from eval.needles.tokens import NeedleTokensConfig, needle_tokens
 from eval.perplexity import PerplexityConfig, perplexity
 from eval.probes import layers
+from eval.probes.capacity import CapacityConfig, capacity, draw_capacity
+from eval.probes.next_token_law import NextTokenLawConfig, draw_law, next_token_law
 from eval.probes.verbatim import VerbatimConfig, draw_verbatim, verbatim
 
 
@@ -43,8 +45,10 @@ TASKS: dict[str, Task] = {
     "ruler": Task(RulerConfig, ruler, all_ranks=True, picture=draw_ruler),
     "needle_tokens": Task(NeedleTokensConfig, needle_tokens, all_ranks=True, picture=draw_grid),
     "verbatim": Task(VerbatimConfig, verbatim, all_ranks=True, picture=draw_verbatim),
+    "capacity": Task(CapacityConfig, capacity, all_ranks=True, picture=draw_capacity),
     "attention_maps": Task(layers.LayersConfig, layers.attention_maps, picture=layers.draw_maps),
     "timescales": Task(layers.LayersConfig, layers.timescales, picture=layers.draw_timescales),
     "logit_lens": Task(layers.LayersConfig, layers.logit_lens, picture=layers.draw_lens),
+    "next_token_law": Task(NextTokenLawConfig, next_token_law, picture=draw_law),
     "lm_eval": Task(HarnessConfig, harness, all_ranks=True),
 }

@@ -29,9 +29,11 @@ from llm.mixers.ops import ops_of
 from llm.parallel.plan import choose, sent, sent_back
 from llm.train.config import RunConfig, check_ranks, load_config, micro_batch_of, naming
 from llm.train.phases import Phase, phases_of
+from llm.train.precision import casts_model
 from llm.train.quarantine import read_records, said
 from llm.train.rehearsal import Rehearsal, rehearse
 from llm.train.run_folder import RunFolder
+from llm.train.teacher import teacher_config
 
 RANKS = "ranks="
 
@@ -154,10 +156,22 @@ def memory(config: RunConfig, ranks: int, rehearsal: Rehearsal) -> Table:
         f"at work then: {peak.where}": peak.at_work,
         "buffers of ZeRO": peak.buffers,
     }
+    teacher = teacher_bytes(config)
+    if teacher:
+        rows["weights of the teacher (train.distill)"] = teacher
     for name, size in rows.items():
         shown.add_row(name, f"{size:,}", end_section=name.startswith("buffers"))
-    shown.add_row("all", f"{peak.total:,}")
+    shown.add_row("all", f"{peak.total + teacher:,}")
     return shown
+
+
+def teacher_bytes(config: RunConfig) -> int:
+    """What the teacher's weights take on every rank, as far as its folder is here."""
+    path = config.train.distill.teacher
+    if path is None:
+        return 0
+    model = teacher_config(Path(path))
+    return model_cost(model, config.data.sequence_length).parameters * (2 if casts_model(config) else 4)
 
 
 def _negative(cost: Cost) -> Cost:

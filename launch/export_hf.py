@@ -33,13 +33,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--chat-template", type=Path, help="a Jinja file that goes into the folder")
     parser.add_argument("--licence", help="the name that model hubs know it by, such as apache-2.0, for the model card")
     parser.add_argument("--gguf", action="store_true", help="add OUT/NAME.gguf for llama.cpp, where it knows the architecture")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights; default float32")
     parser.add_argument("--stream", action="store_true", help="never hold the whole model: weights are verified, not logits")
     words = parser.parse_args(argv)
     try:
         model, weights, config, info = opened(words.run, words.stream)
         out = words.out or Path("exports", config.name)
         metadata = provenance(config, info, words.licence)
-        options = ExportOptions(words.to, words.replace, words.chat_template, words.gguf)
+        options = ExportOptions(words.to, words.replace, words.chat_template, words.gguf, words.dtype)
         found = export_folder(model, info.tokenizer, out, metadata, config.data.sequence_length, options, weights)
     except BraidError as error:
         print(f"error: {error}", file=sys.stderr)

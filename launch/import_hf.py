@@ -15,7 +15,7 @@ from llm.data import DOCUMENT_TOKEN
 from llm.errors import BraidError, ConfigError, DataError
 from llm.export.hybrid import parse, planned, replaced
 from llm.export.imported import Change, import_folder, loaded
-from llm.export.lazy import lazy_ratios, tokens_of
+from llm.export.lazy import lazy_ratios, recency_ratios, tokens_of
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,8 +25,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--stream", action="store_true", help="never hold the whole model: logits are not compared")
     parser.add_argument("--allow-pickle", action="store_true", help="read *.bin where there are no safetensors, if you trust them")
-    parser.add_argument("--replace", help="'layers 2,3: mamba2; lazy 4: window=1024': what comes in place of attention")
-    parser.add_argument("--lazy-text", type=Path, help="a text by which lazy layers are found, as long as a training sequence")
+    parser.add_argument("--replace", help="'layers 2,3: mamba2; lazy 4: window=1024', or 'heads 8: mamba2'")
+    parser.add_argument(
+        "--lazy-text", type=Path, help="a text by which lazy layers and heads are found, no shorter than a sequence"
+    )
     words = parser.parse_args(argv)
     try:
         change = hybridise(words.replace, words.folder, words.lazy_text) if words.replace else None
@@ -48,22 +50,26 @@ def main(argv: list[str] | None = None) -> int:
 def hybridise(spec: str, folder: Path, text: Path | None) -> Change:
     """The change that `--replace` asks for. Raises ConfigError, DataError."""
     wanted = parse(spec)
-    lazy = any(one.lazy for one in wanted)
-    if lazy and text is None:
+    lazy, heads = any(one.lazy for one in wanted), any(one.heads for one in wanted)
+    if (lazy or heads) and text is None:
         raise ConfigError(
-            "--replace asks for lazy layers, which are found by how the model reads a text; name one with --lazy-text"
+            "--replace asks for lazy layers or heads, which are found by how the model reads a text; name one with --lazy-text"
         )
-    if text is not None and not lazy:
-        raise ConfigError(f"--lazy-text ({text}) has no effect without `lazy N` in --replace; leave it out")
+    if text is not None and not lazy and not heads:
+        raise ConfigError(f"--lazy-text ({text}) has no effect without `lazy N` or `heads N` in --replace; leave it out")
     if text is not None and not text.is_file():
         raise DataError(f"--lazy-text ({text}) does not exist; name a text file")
 
     def change(config, weights):
-        ratios = {}
+        ratios, of_heads = {}, {}
         if text is not None:
-            ratios = lazy_ratios(loaded(config, weights), tokens_of(folder / "tokenizer.json", text))
-            print("lazy ratio by layer: " + ", ".join(f"{i}: {ratio:.3f}" for i, ratio in ratios.items()))
-        return replaced(config, weights, planned(wanted, ratios))
+            model, tokens = loaded(config, weights), tokens_of(folder / "tokenizer.json", text)
+            ratios = lazy_ratios(model, tokens) if lazy else {}
+            of_heads = recency_ratios(model, tokens) if heads else {}
+        for what, found in (("lazy ratio by layer", ratios), ("recency ratio by (layer, key/value head)", of_heads)):
+            if found:
+                print(f"{what}: " + ", ".join(f"{place}: {ratio:.3f}" for place, ratio in found.items()))
+        return replaced(config, weights, planned(wanted, ratios, of_heads))
 
     return change
 

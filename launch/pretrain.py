@@ -15,6 +15,7 @@ sys.path[:] = [
 import os
 from typing import Any
 
+from launch.caches import use_node_cache
 from launch.ranks import settle, without_local_rank
 from llm.errors import BraidError
 from llm.train.start import pretrain
@@ -28,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0 if words else 2
     try:
         settle()
+        use_node_cache()
         return pretrain(words, evaluation).status
     except BraidError as error:
         if os.environ.get("RANK", "0") == "0":

@@ -22,9 +22,13 @@ def provenance(config: RunConfig, info: CheckpointInfo, licence: str | None = No
     found["command"] = f"braid-pretrain config.yaml  # the `config` of {config.name}, written as YAML"
     if info.run is not None:
         found["trained_with"] = _read(RunFolder(info.run).versions)
-        reports = sorted(RunFolder(info.run).report.glob("*.json"))
-        found["evaluation"] = {report.stem: figures for report in reports if (figures := _figures(_read(report)))}
+        found["evaluation"] = evaluations(RunFolder(info.run).report)
     return {**found, "dataset": _dataset(config)}
+
+
+def evaluations(reports: Path) -> dict[str, dict[str, float]]:
+    """The figures of each report in a folder, by its name."""
+    return {path.stem: figures for path in sorted(reports.glob("*.json")) if (figures := _figures(_read(path)))}
 
 
 def _read(path: Path) -> Any:

@@ -136,7 +136,7 @@ def _head_node(environment: Mapping[str, str], tasks: int) -> str:
 def _job_port(environment: Mapping[str, str], tasks: int) -> str:
     """The same on all ranks of a step, and another one for the job's other steps and for other jobs."""
     if tasks == 1:
-        return _free_port()
+        return free_port()
     job, step = _number(environment, "SLURM_JOB_ID"), _number(environment, "SLURM_STEP_ID")
     return str(FIRST_PORT + (job * 17 + step) % PORTS)
 
@@ -147,10 +147,10 @@ def _alone(environment: Mapping[str, str]) -> dict[str, str]:
             f"WORLD_SIZE ({environment['WORLD_SIZE']}) is set but RANK is not; unset it, or start with srun, deepspeed or torchrun"
         )
     here = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": LOOPBACK}
-    return here | {"MASTER_PORT": environment.get("MASTER_PORT") or _free_port()}
+    return here | {"MASTER_PORT": environment.get("MASTER_PORT") or free_port()}
 
 
-def _free_port() -> str:
+def free_port() -> str:
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return str(probe.getsockname()[1])

@@ -1,27 +1,20 @@
-"""Runs a training command again and again until it is done, or until there is no point."""
+"""Whether a run starts again, judged by how its starts ended."""
 
-import ctypes
 import json
-import os
 import signal
-import subprocess
-import sys
-import tempfile
-import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from types import FrameType
 
-import psutil
+from llm.train.exits import BAD_STEPS, DONE, MEND, STOPPED, UNFIT, Outcome
 
-from llm.train.exits import BAD_STEPS, DONE, MEND, STOPPED, TOLD, Outcome, read_outcome
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # that end processes
 FATAL = (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS)
 LONGEST_PAUSE = 300.0
-PR_SET_CHILD_SUBREAPER = 36
+# whoever watched the run was told to end it, not to move it
+CANCELLED = "cancelled"
 
 
 @dataclass(frozen=True)
@@ -49,82 +42,60 @@ class End:
     out_of_time: bool = False
 
 
-class Supervisor:
-    """Of one command. Its processes become this one's children when their parents die, so that none outlives a restart."""
+class Word(StrEnum):
+    """DONE: the last step is reached. AGAIN: here and now. LATER: where there is time again, or other nodes. STOP: not at all."""
 
-    def __init__(self, command: list[str], limits: Limits):
-        self.command, self.limits = command, limits
-        self.asked: str | None = None
-        self._place = tempfile.TemporaryDirectory(prefix="braid-supervise-")
-        self.told = Path(self._place.name) / "outcome.json"
-        # Linux alone; elsewhere orphans end themselves
-        with suppress(AttributeError, OSError):
-            ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    DONE = "done"
+    AGAIN = "again"
+    LATER = "later"
+    STOP = "stop"
 
-    def run(self) -> int:
-        """Until it is done, stopped or given up. Returns the exit status."""
-        for number in SIGNALS:
-            signal.signal(number, self._pass_on)
-        failures: list[End] = []
-        while True:
-            end = self.start()
-            if end.status == DONE:
-                return DONE
-            if end.status in (MEND, BAD_STEPS):
-                return say(end.status, f"not started again, as the next start would end alike: {end.sentence}")
-            if self.asked or (end.status == STOPPED and end.out_of_time):
-                return say(STOPPED, f"not started again ({self.asked or 'out of time'}): {end.sentence}")
-            if failures and end.saved != failures[-1].saved:
-                failures.clear()
-            failures.append(end)
-            why = hopeless(failures, self.limits)
-            if why:
-                return say(end.status, f"given up: {why}; the last: {end.sentence}")
-            pause = 0.0 if end.status == STOPPED else min(LONGEST_PAUSE, self.limits.pause * 2 ** (len(failures) - 1))
-            say(end.status, f"{end.sentence}; starting again in {pause:.0f} s")
-            self._sleep(pause)
-            if self.asked:
-                return say(STOPPED, f"not started again ({self.asked}): {end.sentence}")
 
-    def start(self) -> End:
-        """One start, and the end of all of its processes."""
-        self.told.unlink(missing_ok=True)
-        process = subprocess.Popen(self.command, env={**os.environ, TOLD: str(self.told)}, start_new_session=True)
-        status = process.wait()
-        self._end_orphans()
-        return end_of(read_outcome(self.told), status)
+@dataclass(frozen=True)
+class Verdict:
+    """status: what the run's ends with, if this is its end. pause: seconds before the next start."""
 
-    def _pass_on(self, number: int, _: FrameType | None) -> None:
-        """To the ranks, where they are known from their heartbeats: launchers that get a signal kill them, or leave them alone."""
-        self.asked = signal.Signals(number).name
-        children = {child.pid: child for child in psutil.Process().children(recursive=True)}
-        outcome = read_outcome(self.told)
-        ranks = [] if outcome is None else [beat["pid"] for beat in heartbeats(outcome)]
-        known = [children[pid] for pid in ranks if pid in children]
-        for process in known or children.values():
-            with suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGTERM)
+    word: Word
+    why: str
+    status: int
+    pause: float = 0.0
 
-    def _end_orphans(self) -> None:
-        """Wait for ranks that lost their launcher: they notice it, save and end. Kill what is still there after the grace."""
-        left = psutil.Process().children(recursive=True)
-        _, left = psutil.wait_procs(left, self.limits.grace)
-        for process in left:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(left, 10)
 
-    def _sleep(self, seconds: float) -> None:
-        """Ends early on a signal."""
-        end = time.monotonic() + seconds
-        while not self.asked and time.monotonic() < end:
-            time.sleep(min(0.2, seconds))
+def judge(ends: Sequence[End], limits: Limits, asked: str | None = None) -> Verdict:
+    """Of a run whose starts ended so, in their order. asked: the signal that stopped the last one, CANCELLED, or None."""
+    end = ends[-1]
+    if end.status == DONE:
+        return Verdict(Word.DONE, end.sentence, DONE)
+    if end.status in (MEND, BAD_STEPS):
+        return Verdict(Word.STOP, f"not started again, as the next start would end alike: {end.sentence}", end.status)
+    if asked == CANCELLED:
+        return Verdict(Word.STOP, f"not started again (cancelled): {end.sentence}", STOPPED)
+    failures = since_last_checkpoint(ends)
+    why = hopeless(failures, limits)
+    if why:
+        return Verdict(Word.STOP, f"given up: {why}; the last: {end.sentence}", end.status)
+    if asked or (end.status == STOPPED and end.out_of_time):
+        return Verdict(Word.LATER, f"not started again ({asked or 'out of time'}): {end.sentence}", STOPPED)
+    if end.status == UNFIT:
+        return Verdict(Word.LATER, end.sentence, UNFIT)
+    pause = 0.0 if end.status == STOPPED else min(LONGEST_PAUSE, limits.pause * 2 ** (len(failures) - 1))
+    return Verdict(Word.AGAIN, end.sentence, end.status, pause)
+
+
+def since_last_checkpoint(ends: Sequence[End]) -> list[End]:
+    """The starts at the end of the list that found and left the same checkpoint as the newest."""
+    failures: list[End] = []
+    for end in ends:
+        if failures and end.saved != failures[-1].saved:
+            failures.clear()
+        failures.append(end)
+    return failures
 
 
 def hopeless(failures: list[End], limits: Limits) -> str | None:
     """Why another start has no point. failures: since the last new checkpoint."""
     same = failures[-limits.same_step :]
-    if len(same) == limits.same_step and len({end.at for end in same}) == 1 and same[0].status != STOPPED:
+    if len(same) == limits.same_step and len({end.at for end in same}) == 1 and not {STOPPED, UNFIT} & {end.status for end in same}:
         where = "before the first step" if same[0].at is None else f"at step {same[0].at}"
         return f"{limits.same_step} starts in a row failed {where}"
     if len(failures) > limits.restarts:
@@ -169,8 +140,3 @@ def newest_step(folder: Path) -> int | None:
     """By the checkpoints' names: a kill may come before `latest` is written."""
     found = [path.name.removeprefix("step-") for path in (folder / "checkpoints").glob("step-*")]
     return max((int(step) for step in found if step.isdigit()), default=None)
-
-
-def say(status: int, sentence: str) -> int:
-    print(f"supervise: {sentence}", file=sys.stderr, flush=True)
-    return status

@@ -32,8 +32,13 @@ class Block(nn.Module):
         self.ffn = channel(config.ffn, width) if channel else None
 
     def forward(self, x_BTD: Tensor, state: State | None, docs: Docs | None, ranks: Ranks | None = None) -> tuple[Tensor, State]:
-        mixed, state = self.mixer(self.mixer_norm(x_BTD), state, docs, ranks)
-        x_BTD = x_BTD + mixed
-        if self.ffn is not None and self.ffn_norm is not None:
-            x_BTD = x_BTD + self.ffn(self.ffn_norm(x_BTD))
-        return x_BTD, state
+        mixed, state = self.mix(x_BTD, state, docs, ranks)
+        return self.channel(x_BTD + mixed), state
+
+    def mix(self, x_BTD: Tensor, state: State | None, docs: Docs | None, ranks: Ranks | None = None) -> tuple[Tensor, State]:
+        """What the mixer adds to the stream, and its new state."""
+        return self.mixer(self.mixer_norm(x_BTD), state, docs, ranks)
+
+    def channel(self, x_BTD: Tensor) -> Tensor:
+        """The stream behind the channel layer."""
+        return x_BTD if self.ffn is None or self.ffn_norm is None else x_BTD + self.ffn(self.ffn_norm(x_BTD))

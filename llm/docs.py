@@ -133,18 +133,18 @@ class Stretch:
     """Tokens that an op runs over at once: [first, first + tokens) of the sequence, or some rows of them.
 
     docs: of the whole sequence; None: no document starts in it. offset_B: the position behind which the sequence goes on. fresh:
-    whether no token lies before it.
+    whether no token lies before it. part: whether the sequence goes on on other ranks, from whom gradients come to the state.
     """
 
-    def __init__(self, docs: Docs | None, offset_B: Tensor, first: int, tokens: int, fresh: bool):
+    def __init__(self, docs: Docs | None, offset_B: Tensor, first: int, tokens: int, fresh: bool, part: bool = False):
         self.docs, self.offset_B, self.fresh = docs, offset_B, fresh and first == 0
-        self.first, self.tokens = first, tokens
+        self.first, self.tokens, self.part = first, tokens, part
         # those of the stretch; the sequence's own object where the stretch is all of it, so that layers share what it holds
         self.documents = docs if docs is None or docs.shape[1] == tokens else docs[self.here]
 
     def rows(self, rows: slice) -> "Stretch":
         docs = None if self.docs is None else self.docs.rows(rows)
-        return Stretch(docs, self.offset_B[rows], self.first, self.tokens, self.fresh)
+        return Stretch(docs, self.offset_B[rows], self.first, self.tokens, self.fresh, self.part)
 
     @property
     def here(self) -> slice:

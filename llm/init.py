@@ -132,6 +132,20 @@ def parameter_roles(model: nn.Module) -> dict[str, str]:
     return roles
 
 
+def pinned(model: nn.Module) -> set[str]:
+    """Names of the parameters that are kept in float32, whatever the rest is in."""
+    return {name for name, role in parameter_roles(model).items() if ROLES[role].float32}
+
+
+@torch.no_grad()
+def cast_model(model: nn.Module) -> None:
+    """Parameters to bf16, except pinned ones."""
+    kept = pinned(model)
+    for name, parameter in model.named_parameters():
+        if name not in kept:
+            parameter.data = parameter.data.to(torch.bfloat16)
+
+
 @torch.no_grad()
 def initialise(model: nn.Module, seed: int, depth: int) -> None:
     """Fill every parameter of a model on a real device from (seed, its name)."""

@@ -138,15 +138,19 @@ class Decoder(nn.Module):
         """
         x_BTD, state = self.hidden(F.embedding(tokens_BT, self.embedding), state, docs, ranks)
         if labels_BT is not None:
-            head = self.embedding if self.head is None else self.head
-            flat = x_BTD.flatten(0, 1), head.to(x_BTD.dtype), labels_BT.flatten()
+            flat = x_BTD.flatten(0, 1), self.unembedding.to(x_BTD.dtype), labels_BT.flatten()
             loss_sum, z_sum = cross_entropy(*flat, z_loss, self.config.logit_cap)
             return Output(None, loss_sum, state, z_sum)
         return Output(self.logits(x_BTD[:, -1:] if last_only else x_BTD), None, state)
 
+    @property
+    def unembedding(self) -> Tensor:
+        """`[Z, D]`: the head, or the embedding where it is tied."""
+        return self.embedding if self.head is None else self.head
+
     def logits(self, x_BTD: Tensor) -> Tensor:
         """`[B, T, Z]`, from what `hidden` returns."""
-        logits, cap = F.linear(x_BTD, self.embedding if self.head is None else self.head), self.config.logit_cap
+        logits, cap = F.linear(x_BTD, self.unembedding), self.config.logit_cap
         return logits if cap is None else cap * (logits / cap).tanh()
 
     def hidden(

@@ -18,6 +18,7 @@ from llm.ops.linear import summary as linear_summary
 from llm.ops.linear.naive import discretised
 from llm.ops.memory.naive import Context, Maps, Memory
 from llm.ops.recurrent.cells import CELLS
+from llm.ops.rotary import RopeScaling
 from llm.ops.scan import summary as scan_summary
 from llm.ops.scan.naive import exact
 from llm.parallel import Ranks, crossing
@@ -109,15 +110,17 @@ class Seq:
         self.ranks = None if ranks is None or ranks.size == 1 else ranks
         first, whole = (0, tokens) if self.ranks is None else (self.ranks.rank * tokens, self.ranks.size * tokens)
         assert docs is None or docs.shape[1] == whole, f"documents of {docs.shape[1]} tokens for a sequence of {whole}"
-        self.here = Stretch(docs, state["position"], first, tokens, fresh)
+        self.here = Stretch(docs, state["position"], first, tokens, fresh, part=self.ranks is not None)
         self.whole = Stretch(docs, state["position"], 0, whole, fresh)
         self.new_state: State = {"position": self.whole.position_BT[:, -1] + 1}
         self.ops: list[Op] = []
 
-    def rotary(self, *streams_BTHK: Tensor, theta: float, channels: int | None = None) -> tuple[Tensor, ...]:
+    def rotary(
+        self, *streams_BTHK: Tensor, theta: float, channels: int | None = None, scaling: RopeScaling | None = None
+    ) -> tuple[Tensor, ...]:
         """Rotary position embedding of each stream, or of its first `channels`, by positions in the document."""
         position_BT = self.here.position_BT
-        return tuple(rotary.rotary(x, position_BT, theta, channels) for x in streams_BTHK)
+        return tuple(rotary.rotary(x, position_BT, theta, channels, scaling) for x in streams_BTHK)
 
     def conv(self, name: str, x_BTD: Tensor, weight_DW: Tensor, bias_D: Tensor | None = None) -> Tensor:
         """Short causal depthwise convolution: `[B, T, D]`."""

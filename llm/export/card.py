@@ -27,6 +27,7 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0], skip_spec
 ```
 
 - {code}
+- Weights are {dtype}.
 - Every text opens with the document token, which the tokenizer puts there. Pad on the left.
 - Needs `{needs}`. Checked at export: {checked}. How it was trained: `training_metadata.json`.
 """
@@ -37,6 +38,7 @@ REMOTE_CODE = (
 NATIVE_CODE = (
     "The architecture is `{format}` of transformers: no code is in this folder, and what serves that architecture serves this."
 )
+WEIGHTS = {"float32": "float32", "bfloat16": "bfloat16, but for decays, norms and gates' biases, which are float32"}
 PARTS = {
     "full": "whole sequence",
     "steps": "token by token from the cache",
@@ -59,6 +61,7 @@ def model_card(name: str, model: Decoder, metadata: dict[str, Any]) -> str:
         tags=", ".join(["braid", *([] if remote else [metadata["format"]])]),
         trust=", trust_remote_code=True" if remote else "",
         code=REMOTE_CODE if remote else NATIVE_CODE.format(**metadata),
+        dtype=WEIGHTS[metadata["dtype"]],
         needs=metadata["needs"],
         checked=_checked(metadata["parity"]),
     )
@@ -70,9 +73,10 @@ def _checked(parity: dict[str, Any]) -> str:
         return f"weights are {parity['weights']}"
     largest = parity["largest_difference"]
     parts = ", ".join(PARTS[part] for part in largest)
-    return (
-        f"the reloaded model's logits differ from the training model's by at most {max(largest.values()):.1e} in float32 ({parts})"
-    )
+    low = parity.get("bfloat16_error", {})
+    more = f"; in bfloat16, by {max(low.values()):.1e}, at most twice what the training model's own do in it" if low else ""
+    most = f"{max(largest.values()):.1e} in float32 ({parts}){more}"
+    return f"the reloaded model's logits differ from the training model's by at most {most}"
 
 
 def _sections(metadata: dict[str, Any]) -> Iterator[str]:

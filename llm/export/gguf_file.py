@@ -61,6 +61,9 @@ def gguf_architecture(config: ModelConfig) -> str:
         )
     for i, layer in enumerate(layers_of(config)):
         window, expand = getattr(layer.mixer, "window", None), getattr(layer.mixer, "expand", 2)
+        scaling = getattr(layer.mixer, "rope_scaling", None)
+        if scaling is not None:
+            raise ConfigError(f"--gguf: layer {i}'s rope_scaling ({scaling.kind}) is not written for llama.cpp; leave --gguf out")
         if window is not None:
             raise ConfigError(f"--gguf: layer {i}'s window ({window}) is not applied by llama.cpp's {GGUF[name]}; leave --gguf out")
         if expand != 2:

@@ -26,6 +26,8 @@ def spelled_out(layer: LayerConfig, config: ModelConfig) -> Layer:
         # without norms their eps has no effect, and without positions the share that they turn
         mixer = mixer if mixer.qk_norm else replace(mixer, norm_eps=config.norm_eps)
         mixer = mixer if mixer.rope_theta is not None else replace(mixer, rope_fraction=1.0)
+        if (scaling := mixer.rope_scaling) is not None:
+            mixer = replace(mixer, rope_scaling=replace(scaling, fast=scaling.turns, scale=scaling.amplitude))
     if isinstance(mixer, MambaConfig):
         mixer = replace(mixer, dt_rank=mixer.rank(config.width))
     if "hidden" in ffn:

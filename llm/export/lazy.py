@@ -1,11 +1,14 @@
-"""Which attention layers look at little else than the first tokens and the last: those a window or a recurrence replaces cheaply.
+"""Which attention layers, or heads, look at little else than the last tokens: those a window or a recurrence replaces cheaply.
 
 LightTransfer (arXiv:2410.13846 sec. 3): a layer's lazy ratio is the share of attention, averaged over heads and the last queries,
-that falls on the first tokens (sinks) and the most recent ones. The laziest layers give up their full attention.
+that falls on the first tokens (sinks) and the most recent ones. The laziest layers give up their full attention. RecurFormer
+(arXiv:2410.12850): a head's recency ratio is the share that falls on the most recent ones; here of a key/value head, as the mean of
+the heads that share it, because the cache shrinks by whole ones only.
 """
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,14 +20,29 @@ from llm.model import Decoder
 from llm.sequence import Seq
 
 SINK, RECENT, QUERIES = 4, 64, 64
+Place = TypeVar("Place", int, tuple[int, int])
 
 
-@torch.no_grad()
 def lazy_ratios(
     model: Decoder, tokens_BT: Tensor, sink: int = SINK, recent: int = RECENT, queries: int = QUERIES
 ) -> dict[int, float]:
     """Layer -> lazy ratio, for the layers with full attention. `recent` counts the query itself."""
-    found: dict[int, float] = {}
+    return {i: float(share_H.mean()) for i, share_H in _shares(model, tokens_BT, sink, recent, queries).items()}
+
+
+def recency_ratios(model: Decoder, tokens_BT: Tensor, recent: int = RECENT, queries: int = QUERIES) -> dict[tuple[int, int], float]:
+    """(layer, key/value head) -> recency ratio, for the layers with full attention."""
+    found: dict[tuple[int, int], float] = {}
+    for i, share_H in _shares(model, tokens_BT, 0, recent, queries).items():
+        share_G = share_H.view(model.blocks[i].mixer.kv_heads, -1).mean(1)  # type: ignore[union-attr, arg-type]
+        found |= {(i, g): float(share) for g, share in enumerate(share_G)}
+    return found
+
+
+@torch.no_grad()
+def _shares(model: Decoder, tokens_BT: Tensor, sink: int, recent: int, queries: int) -> dict[int, Tensor]:
+    """Layer -> share of attention of each head, `[H]`."""
+    found: dict[int, Tensor] = {}
     hooks = []
     for i, block in enumerate(model.blocks):
         if isinstance(block.mixer, Attention) and block.mixer.config.window is None:
@@ -37,13 +55,13 @@ def lazy_ratios(
     return found
 
 
-def _measure(found: dict[int, float], i: int, sink: int, recent: int, queries: int) -> Callable[..., None]:
+def _measure(found: dict[int, Tensor], i: int, sink: int, recent: int, queries: int) -> Callable[..., None]:
     def measure(mixer: Attention, inputs: tuple) -> None:
         p_BHQT = attention_of(mixer, inputs[0], queries)
         T, Q = p_BHQT.shape[-1], p_BHQT.shape[-2]
         t, query = torch.arange(T), torch.arange(T - Q, T)[:, None]
         near = (t < sink) | (t > query - recent)
-        found[i] = float((p_BHQT * near).sum(-1).mean())
+        found[i] = (p_BHQT * near).sum(-1).mean((0, 2))
 
     return measure
 
@@ -72,6 +90,6 @@ def tokens_of(tokenizer: Path, text: Path, count: int = 4096) -> Tensor:
     return torch.tensor([ids])
 
 
-def laziest(ratios: dict[int, float], count: int) -> list[int]:
-    """The `count` layers with the largest ratios, in the order of layers."""
+def laziest(ratios: dict[Place, float], count: int) -> list[Place]:
+    """The `count` layers or heads with the largest ratios, in their order."""
     return sorted(sorted(ratios, key=lambda i: -ratios[i])[:count])

@@ -15,20 +15,25 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from llm.block import LayerConfig
 from llm.docs import Docs
 from llm.export.configuration import BraidConfig
-from llm.init import ROLES, parameter_roles
+from llm.init import ROLES, parameter_roles, pinned
 from llm.layers import LAYERS
 from llm.mixers import MIXERS
+from llm.mixers.mamba2 import Mamba2Config
 from llm.model import Decoder, ModelConfig
 from llm.ops.cross_entropy import IGNORED, cross_entropy_per_token
+from llm.ops.rotary import RopeScaling
 from llm.state import State
 
 
 def model_config(values: dict[str, Any]) -> ModelConfig:
     """The decoder's config from plain keys and values."""
-    layers = {
-        name: LayerConfig(MIXERS[layer["mixer"]["kind"]][0](**layer["mixer"]), LAYERS[layer["ffn"]["kind"]][0](**layer["ffn"]))
-        for name, layer in values["layers"].items()
-    }
+    layers = {}
+    for name, layer in values["layers"].items():
+        mixer = dict(layer["mixer"])
+        for key, config in (("rope_scaling", RopeScaling), ("recurrent", Mamba2Config)):
+            if mixer.get(key) is not None:
+                mixer[key] = config(**mixer[key])
+        layers[name] = LayerConfig(MIXERS[mixer["kind"]][0](**mixer), LAYERS[layer["ffn"]["kind"]][0](**layer["ffn"]))
     return ModelConfig(**{**values, "layers": layers})
 
 
@@ -111,9 +116,7 @@ class BraidForCausalLM(GenerationMixin, PreTrainedModel):
         self._no_split_modules = ["Block"]
         self.post_init()
         # Decays, norms and biases stay float32 whatever dtype is asked for. Behind `post_init`, which in 4.57 takes no whole names.
-        self._keep_in_fp32_modules_strict = {
-            f"model.{name}" for name, role in parameter_roles(self.model).items() if ROLES[role].float32
-        }
+        self._keep_in_fp32_modules_strict = {f"model.{name}" for name in pinned(self.model)}
 
     @torch.no_grad()
     def _init_weights(self, module: torch.nn.Module) -> None:

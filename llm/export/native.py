@@ -70,8 +70,8 @@ class Architecture:
 
     whole, layer: names of the model's own weights, and of layer i's, under `prefix.format(i)`, by the mixer's kind. write, read:
     our settings -> theirs, theirs -> ours. factors: of our weights, by which settings of theirs are folded in when they are read.
-    chunks, left_padded: whether its code in `transformers` continues from a cache with several tokens, and minds padding. needs:
-    the first major version whose code is right.
+    chunks, left_padded, bfloat16: whether its code in `transformers` continues from a cache with several tokens, minds padding, and
+    runs in bfloat16. needs: the first major version whose code is right.
     """
 
     causal: str
@@ -83,6 +83,7 @@ class Architecture:
     factors: Callable[[Values], dict[str, float]] = field(default=lambda values: {})
     chunks: bool = False
     left_padded: bool = True
+    bfloat16: bool = True
     needs: int = 4
 
     def parts(self) -> tuple[str, ...]:
@@ -164,6 +165,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         settings.to_xlstm,
         settings.of_xlstm,
         left_padded=False,
+        # 5.23 multiplies float32 with bfloat16 in its own PyTorch code, which refuses
+        bfloat16=False,
         # before, its own PyTorch code fails beyond one chunk of tokens
         needs=5,
     ),
@@ -196,7 +199,9 @@ def needs(model_type: str, config: ModelConfig) -> int:
     """The first major version of transformers whose code for the model is right."""
     # version 4 norms all groups of Mamba-2 together
     grouped = any(getattr(layer.mixer, "groups", 1) > 1 for layer in layers_of(config))
-    return max(ARCHITECTURES[model_type].needs, 5 if grouped else 4)
+    # and gives Bamba no scaled positions
+    scaled = model_type == "bamba" and any(getattr(layer.mixer, "rope_scaling", None) for layer in layers_of(config))
+    return max(ARCHITECTURES[model_type].needs, 5 if grouped or scaled else 4)
 
 
 def losses(model_type: str, config: ModelConfig) -> list[str]:

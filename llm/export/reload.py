@@ -4,8 +4,9 @@
 
 EXPECTED holds `tokens` [B, T] and the training model's logits [B, T, Z] of them: `full`; `steps`, of a prompt's last token and of
 those behind it, one by one from the cache; and, where the architecture can do it, `chunks`, continued from the cache at each of
-`cuts`, and `left_padded`, with `mask` [B, T] (0: padding). Braid's own packages are barred, so a folder that needs them fails here.
-Prints one line of JSON for each folder: the largest absolute difference of each.
+`cuts`, and `left_padded`, with `mask` [B, T] (0: padding). With `bfloat16` the model is loaded again, by `dtype="auto"`: the root
+mean square of what it is off then is `bfloat16_full` and `bfloat16_steps`. Braid's own packages are barred, so a folder that needs
+them fails here. Prints one line of JSON for each folder: the largest absolute difference of each.
 """
 
 import importlib.abc
@@ -48,7 +49,16 @@ def differences(folder: str, expected_path: str) -> dict[str, float]:
             positions = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if takes_positions else {}
             padded = model(tokens, attention_mask=mask, use_cache=False, **positions).logits
             found["left_padded"] = (padded - expected["left_padded"]) * mask[..., None]
+        if "bfloat16" in expected:
+            model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=ours, dtype="auto").eval()
+            assert model.dtype == torch.bfloat16, f"loaded in {model.dtype} by itself"
+            found["bfloat16_full"] = _mean(model(tokens, use_cache=False).logits - expected["full"])
+            found["bfloat16_steps"] = _mean(_steps(model, tokens, expected["steps"].shape[1]) - expected["steps"])
     return {name: float(difference.abs().max()) for name, difference in found.items()}
+
+
+def _mean(difference):
+    return difference.square().mean().sqrt()
 
 
 def _steps(model, tokens, count):

@@ -8,6 +8,7 @@ from typing import Any
 
 from llm.errors import ConfigError
 from llm.export.layout import Layer, braided, layers_of
+from llm.export.rope import of_rope_scaling, to_rope_scaling
 from llm.mixers.attention import AttentionConfig
 from llm.mixers.mamba import MambaConfig
 from llm.mixers.mamba2 import Mamba2Config
@@ -46,14 +47,12 @@ def _plain(values: Values) -> None:
 
 
 def _rope(values: Values) -> Values:
-    """rope_theta and rope_fraction, from the spelling of transformers 4 or 5."""
-    new, old = values.get("rope_parameters") or {}, values.get("rope_scaling") or {}
-    kind = new.get("rope_type") or old.get("rope_type") or old.get("type") or "default"
-    if kind != "default":
-        raise ConfigError(f"rope_type ({kind}) must be default: positions are not rescaled here; import a model without it")
+    """Settings of positions, from the spelling of transformers 4 or 5."""
+    new = values.get("rope_parameters") or values.get("rope_scaling") or {}
     theta: Any = new.get("rope_theta", values.get("rope_theta"))
     fraction = new.get("partial_rotary_factor", values.get("partial_rotary_factor"))
-    return {"rope_theta": float(theta), "rope_fraction": 1.0 if fraction is None else float(fraction)}
+    scaling = of_rope_scaling(new, values.get("max_position_embeddings"))
+    return {"rope_theta": float(theta), "rope_fraction": 1.0 if fraction is None else float(fraction), "rope_scaling": scaling}
 
 
 def _whole(values: Values, eps: float, blocks: list[Layer], logit_cap: float | None = None) -> Values:
@@ -81,7 +80,10 @@ def _heads(config: ModelConfig, context: int) -> Values:
     """Of attention, and its positions; one head where there is none."""
     first = _first(config, "attention") or AttentionConfig(heads=1)
     heads, kv_heads, _ = first.sizes(config.width)
-    rope = {"rope_theta": first.rope_theta or 10000.0, "rope_scaling": None, "max_position_embeddings": context}
+    scaling = first.rope_scaling
+    if scaling is not None and scaling.context is not None:
+        context = max(context, int(scaling.factor * scaling.context))
+    rope = {"rope_theta": first.rope_theta or 10000.0, "rope_scaling": to_rope_scaling(scaling), "max_position_embeddings": context}
     return {"num_attention_heads": heads, "num_key_value_heads": kv_heads, **rope}
 
 
@@ -249,7 +251,8 @@ def to_bamba(config: ModelConfig, context: int) -> Values:
     theta, fraction = (10000.0, 1.0) if first is None else (first.rope_theta or 10000.0, first.rope_fraction)
     # transformers 4 takes the first two, 5 the third: both have other values by default
     rope = {"rope_theta": theta, "partial_rotary_factor": fraction}
-    rope |= {"rope_parameters": {"rope_type": "default", **rope}}
+    scaling = to_rope_scaling(first.rope_scaling) if first is not None else None
+    rope |= {"rope_parameters": {"rope_type": "default", **rope, **(scaling or {})}}
     indices = [i for i, layer in enumerate(layers_of(config)) if layer.mixer.kind == "attention"]
     return {
         **_to_hybrid(config, context),

@@ -26,29 +26,37 @@ from llm.state import StateSpec, accumulator
 
 @dataclass(frozen=True)
 class Mamba2Config:
-    """heads: of expand * width / heads channels each. state: N, the size of B and C. groups: of heads that share B and C."""
+    """heads: of head_dim channels each; null: expand * width / heads. state: N, the size of B and C. groups: of heads that share B
+    and C.
+    """
 
     kind: str = "mamba2"
     heads: int = MISSING
     state: int = 128
     groups: int = 1
     expand: int = 2
+    head_dim: int | None = None
     taps: int = 4
     norm_eps: float = 1e-5
 
+    def inner(self, width: int) -> int:
+        """Channels of all heads."""
+        return self.expand * width if self.head_dim is None else self.heads * self.head_dim
+
     def check(self, where: str, width: int) -> None:
         """Raises ConfigError."""
-        for name in ("heads", "state", "groups", "expand", "taps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{where}.{name} ({getattr(self, name)}) must be at least 1")
-        inner = self.expand * width
+        for name in ("heads", "state", "groups", "expand", "taps", "head_dim"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{where}.{name} ({value}) must be at least 1")
+        inner = self.inner(width)
         if inner % self.heads:
             raise ConfigError(f"{where}.heads ({self.heads}) must divide {where}.expand x model.width ({inner}); use a divisor")
         if self.heads % self.groups:
             raise ConfigError(f"{where}.groups ({self.groups}) must divide {where}.heads ({self.heads}); use a divisor")
 
     def cost(self, width: int, context: int, bytes_per_value: int) -> Cost:
-        inner, shared = self.expand * width, 2 * self.groups * self.state
+        inner, shared = self.inner(width), 2 * self.groups * self.state
         H, K, V = self.heads, self.state, inner // self.heads
         projections = projection(width, 2 * inner + shared + H) + projection(inner, width)
         convolution = (
@@ -63,7 +71,7 @@ class Mamba2(Mixer):
     def __init__(self, config: Mamba2Config, width: int):
         super().__init__()
         self.config = config
-        self.inner, self.shared = config.expand * width, config.groups * config.state
+        self.inner, self.shared = config.inner(width), config.groups * config.state
         self.in_proj = nn.Linear(width, 2 * self.inner + 2 * self.shared + config.heads, bias=False)
         self.conv_weight = nn.Parameter(torch.empty(self.inner + 2 * self.shared, config.taps))
         self.conv_bias = nn.Parameter(torch.empty(self.inner + 2 * self.shared))

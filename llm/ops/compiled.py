@@ -7,6 +7,7 @@ Where there is no compiler, one line says so and the PyTorch form runs.
 
 import atexit
 import ctypes
+import fcntl
 import functools
 import hashlib
 import os
@@ -16,6 +17,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -26,6 +30,8 @@ HERE = Path(__file__).parent
 HEADERS = [HERE / name for name in ("simd.h", "gemm.h", "rows.h")]
 # Contracting a * b + c is wanted; anything that reorders sums is not. errno and traps are not read.
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared"]
+# seconds that this process has waited for its loops
+spent = 0.0
 SUFFIX = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bfloat16"}
 
 
@@ -62,6 +68,8 @@ def _argument(a: Tensor | float | None) -> ctypes.c_void_p | ctypes.c_int64 | ct
 
 @functools.cache
 def _library(source: str) -> ctypes.CDLL | None:
+    global spent
+    began = time.perf_counter()
     try:
         return ctypes.CDLL(str(_compiled(HERE / source)))
     except (OSError, subprocess.CalledProcessError) as error:
@@ -72,6 +80,8 @@ def _library(source: str) -> ctypes.CDLL | None:
             file=sys.stderr,
         )
         return None
+    finally:
+        spent += time.perf_counter() - began
 
 
 def _compiled(source: Path) -> Path:
@@ -81,13 +91,23 @@ def _compiled(source: Path) -> Path:
     key = "\0".join([*texts, *compiler, *FLAGS, torch.__version__, _processor()])
     file = _cache() / f"{source.parent.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     if not file.exists():
-        # Many ranks may do this at once: each writes a file of its own, and the last name stands.
-        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        # Many ranks may want it at once: one makes it, the others wait. A name stands for a whole file, whatever happens.
+        with _alone(file.with_suffix(".lock")), tempfile.TemporaryDirectory(dir=file.parent) as folder:
             made = Path(folder) / file.name
             command = [*compiler, *FLAGS, f"-I{HERE}", str(source), "-o", str(made), *_openmp()]
-            subprocess.run(command, check=True, capture_output=True, text=True)
-            made.rename(file)
+            if not file.exists():
+                subprocess.run(command, check=True, capture_output=True, text=True)
+                made.rename(file)
     return file
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process at a time; the lock ends with its holder. File systems that know no locks let all in."""
+    with path.open("w") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _openmp() -> list[str]:
@@ -106,9 +126,10 @@ def _processor() -> str:
 
 @functools.cache
 def _cache() -> Path:
-    """A folder that only this user writes to; of this process alone where the home cannot be written."""
+    """A folder that only this user writes to; of this process alone where the home cannot be written. BRAID_OPS_CACHE names one."""
     try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "braid" / "ops"
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "braid" / "ops"
+        folder = Path(os.environ.get("BRAID_OPS_CACHE") or home)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if os.access(folder, os.W_OK):
             return folder

@@ -18,7 +18,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from llm.docs import Stretch
 from llm.errors import ConfigError
 
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
@@ -47,8 +46,8 @@ class Facts:
     """What is known of a call before it runs.
 
     tokens: T. sizes: by letter (K, V, ...). documents: whether one starts behind a row's first token. carried: whether tokens lie
-    behind the incoming state. gradient: whether one is asked for. mixed: whether a stream is narrower than float32. extent: the
-    largest offset into a tensor. special: what a family adds.
+    behind the incoming state. handed_on: whether the sequence goes on on other ranks. gradient: whether one is asked for. mixed:
+    whether a stream is narrower than float32. extent: the largest offset into a tensor. special: what a family adds.
     """
 
     dtype: torch.dtype
@@ -57,6 +56,7 @@ class Facts:
     sizes: Mapping[str, int] = field(default_factory=dict)
     documents: bool = False
     carried: bool = False
+    handed_on: bool = False
     gradient: bool = True
     mixed: bool = False
     extent: int = 0
@@ -74,9 +74,8 @@ class Route:
     name: in `kernels.*`. package: as pip knows it. entry: "module:function". extra: of braid-lm, that installs it. run: the op,
     with the definition's arguments; instead of starts it takes `at`, an `llm.docs.Stretch`. widths: (least, most, multiple of).
     documents, initial_state, gradient: whether it can start documents inside a row, go on from a state, be differentiated.
-    state_gradient: of the final state. int32: whether its offsets are 32 bits wide. exact_float32: float32 is not multiplied in
-    TF32. more: what else it refuses, in words.
-    declines: why `auto` passes it over, though it could.
+    state_gradient: of the final state. int32: whether its offsets are 32 bits wide. exact_float32: whether float32 is not
+    multiplied in TF32. more: what else it refuses, in words. declines: why `auto` passes it over, though it could.
     """
 
     name: str
@@ -122,6 +121,8 @@ class Route:
             return "starts from no state, and tokens lie behind this one"
         if facts.gradient and not self.gradient:
             return "has no exact gradient"
+        if facts.gradient and facts.handed_on and not self.state_gradient:
+            return "has no gradient of the state that a split sequence hands on, which parallel.mode=heads does without"
         if self.int32 and facts.extent >= 1 << 31:
             return f"counts in 32 bits, and this call's tensors reach to element {facts.extent:,}"
         return self.more(facts) if self.more else None
@@ -291,22 +292,10 @@ class _NoGradient(torch.autograd.Function):
 
 def no_gradient(x: Tensor, setting: str, name: str, what: str) -> Tensor:
     """x, which stops the backward pass where a gradient comes to it that the kernel does not have."""
-    return _NoGradient.apply(x, f"kernels.{setting} ({name}) has no gradient of {what}, which this loss asks for; use torch there")
+    law = f"kernels.{setting} ({name}) has no gradient of {what}, which this loss asks for; use kernels.{setting}=torch"
+    return _NoGradient.apply(x, law)
 
 
 def extent(*tensors: Tensor) -> int:
     """The largest offset into any of them, in elements."""
     return max(sum((n - 1) * abs(s) for n, s in zip(x.shape, x.stride(), strict=True)) for x in tensors)
-
-
-def over_documents(run: Callable[..., Any], streams: Sequence[Tensor], state: Tensor, at: Stretch) -> tuple[Tensor, Tensor]:
-    """`run(*streams, initial_state=...)` on rows, or, where there are documents, on all their segments one after the other, whose
-    ends it is told as `cu_seqlens`, and in host memory as `cu_seqlens_cpu`. Streams `[B, T, ...]`; (y, final state)."""
-    streams = [x.contiguous() for x in streams]
-    if at.documents is None:
-        return run(*streams, initial_state=state.contiguous())
-    segments = at.documents.segments
-    flat = (x.flatten(0, 1)[None] for x in streams)
-    where = {"cu_seqlens": segments.cu_seqlens, "cu_seqlens_cpu": segments.host}
-    y, final = run(*flat, initial_state=segments.entering(state), **where)
-    return y[0].unflatten(0, streams[0].shape[:2]), segments.leaving(final)

@@ -50,6 +50,7 @@ def kernel_of(family: str, at: Stretch, x: Tensor, *streams: Any, **settings: An
         tokens=at.tokens,
         documents=at.documents is not None and at.documents.cut,
         carried=not at.fresh,
+        handed_on=at.part,
         gradient=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors),
         mixed=any(tensor.dtype in kernels.HALF for tensor in tensors),
         **FACTS[family](x, *streams, **settings),

@@ -18,6 +18,7 @@ from llm.model import ModelConfig, model_kinds
 from llm.ops.kernels import KernelsConfig
 from llm.parallel import Mode
 from llm.train.bad_steps import BadStepsConfig
+from llm.train.distill import DistillConfig
 from llm.train.optimizer import OPTIMIZERS, AdamWConfig
 from llm.train.phase_config import PhaseConfig
 from llm.train.schedule import ScheduleConfig
@@ -61,6 +62,7 @@ class TrainConfig:
     hang_minutes: float = 15.0
     bad_steps: BadStepsConfig = field(default_factory=BadStepsConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     phases: list[PhaseConfig] = field(default_factory=list)
 
     def check(self) -> None:
@@ -90,6 +92,7 @@ class TrainConfig:
         self.schedule.check("train.schedule", self.steps)
         self.evaluate.check("train.evaluate")
         self.bad_steps.check("train.bad_steps")
+        self.distill.check("train.distill")
         if self.bad_steps.then == "rollback" and not self.checkpoint_every:
             raise ConfigError(
                 "train.bad_steps.then (rollback) goes back to a checkpoint, and train.checkpoint_every (0) makes none before the "

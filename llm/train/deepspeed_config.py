@@ -14,6 +14,7 @@ from llm.cost import model_cost
 from llm.model import Decoder
 from llm.parallel import Ranks
 from llm.train.config import RunConfig, accumulation_of, micro_batch_of
+from llm.train.distill import Distillation
 from llm.train.engine_bytes import bucket_size
 from llm.train.precision import KEPT_WHOLE, casts_model
 
@@ -73,18 +74,20 @@ class LossOnly(nn.Module):
     """The decoder as the engine runs it: the summed loss, a scalar, comes out, and the state where it is carried on.
 
     Without labels, logits and state, of a sequence that this rank has to itself.
-    z_sum: with a z-loss, the sum of log^2 Z over the micro-batches since `take_z_sum`.
+    z_sum: with a z-loss, the sum of log^2 Z over the micro-batches since `take_z_sum`. distillation: makes the loss of training.
     """
 
-    def __init__(self, decoder: Decoder, ranks: Ranks | None = None, z_loss: float = 0.0):
+    def __init__(self, decoder: Decoder, ranks: Ranks | None = None, z_loss: float = 0.0, distillation: Distillation | None = None):
         super().__init__()
-        self.decoder, self.ranks, self.z_loss = decoder, ranks, z_loss
+        self.decoder, self.ranks, self.z_loss, self.distillation = decoder, ranks, z_loss, distillation
         self.z_sum: Tensor | None = None
 
     def forward(self, tokens_BT, labels_BT, docs, state=None, carry=False):
         if labels_BT is None:
             out = self.decoder(tokens_BT, state, docs)
             return out.logits, out.state
+        if self.distillation is not None and self.training:
+            return self.distillation.loss(self.decoder, tokens_BT, labels_BT, docs, self.ranks)
         out = self.decoder(tokens_BT, state, docs, labels_BT, ranks=self.ranks, z_loss=self.z_loss)
         if self.z_loss and self.training:
             self.z_sum = out.z_sum if self.z_sum is None else self.z_sum + out.z_sum

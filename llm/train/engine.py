@@ -20,6 +20,7 @@ from llm.train.precision import prepare
 from llm.train.report import report_parameters
 from llm.train.run_folder import RunFolder
 from llm.train.spikes import NO_LIMITS, Limits
+from llm.train.teacher import distillation_of
 from llm.train.world import World
 
 
@@ -45,8 +46,15 @@ def create_engine(config: RunConfig, world: World, ranks: Ranks | None = None, f
     decoder = Decoder.create(config.model, config.seed, world.device)
     decoder.checkpoint_activations = config.train.activation_checkpointing
     prepare(decoder, config)
+    distillation = distillation_of(config, world.device)
     optimizer = create_optimizer(
-        config.train.optimizer, decoder, config.parallel.zero, config.train.precision, config.seed, config.model.width_ratio
+        config.train.optimizer,
+        decoder,
+        config.parallel.zero,
+        config.train.precision,
+        config.seed,
+        config.model.width_ratio,
+        **({} if distillation is None else {"frozen": distillation.frozen}),
     )
     if folder is not None and world.first:
         report_parameters(decoder, optimizer, folder)
@@ -54,7 +62,8 @@ def create_engine(config: RunConfig, world: World, ranks: Ranks | None = None, f
     if type(optimizer) not in ZERO_SUPPORTED_OPTIMIZERS:
         # ours are tested at every stage (tests/train); without this DeepSpeed warns or refuses
         ZERO_SUPPORTED_OPTIMIZERS.append(type(optimizer))
-    engine, *_ = deepspeed.initialize(model=LossOnly(decoder, ranks, config.train.z_loss), optimizer=optimizer, config=settings)
+    model = LossOnly(decoder, ranks, config.train.z_loss, distillation)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     engine.gate = Gate(engine)
     return engine
 

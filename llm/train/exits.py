@@ -7,6 +7,7 @@
 | 75 | stopped on request or out of time, and saved | start again |
 | 76 | more bad steps than allowed; diagnosis written | read it first |
 | 77 | hung; stacks dumped | start again |
+| 78 | a node is not fit, named in bad-nodes.txt | start again without it |
 | other | crashed | start again |
 
 Nothing here imports torch, so that a supervisor is small and starts at once.
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from llm.train.whole_file import write_text
 
-DONE, MEND, STOPPED, BAD_STEPS, HUNG = 0, 2, 75, 76, 77
+DONE, MEND, STOPPED, BAD_STEPS, HUNG, UNFIT = 0, 2, 75, 76, 77, 78
 NAME = "outcome.json"
 # a second place for the same, of whoever watches the run and does not know its folder
 TOLD = "BRAID_OUTCOME"

@@ -1,7 +1,9 @@
-"""A thread beside each rank's training: it writes a heartbeat, ends a rank that hangs, asks to stop when the launcher is gone.
+"""A thread beside each rank's training: it writes a heartbeat, ends a rank that hangs, asks to stop when that is wanted.
 
     heartbeat/rank-R.json   step, phase, since when, process and host
+    heartbeat/rank-R.stack  the same rank's stacks, whenever it gets SIGUSR2
     stacks/step-N-TIME/     rank-R.txt: the Python stack of every thread of each rank, from when the run hung
+                            collectives-R: the last ones that torch recorded, for `torchfrtrace`
 
 The rank whose loop has been silent for too long makes a folder in `stacks`; every rank that sees one writes its stacks there. Then
 all exit with 77. A thread that holds Python's lock would stop this one too: faulthandler's own timer, in C, ends the rank then.
@@ -11,6 +13,7 @@ import faulthandler
 import json
 import math
 import os
+import signal
 import socket
 import sys
 import time
@@ -18,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
+from typing import TextIO
 
 from llm.train.exits import HUNG, Outcome
 from llm.train.launcher import gone, launchers
@@ -70,6 +74,7 @@ class Guard:
         return max(0, self._beat.step - 1)
 
     def __enter__(self) -> "Guard":
+        self._stack = self._open_stack()
         self._thread = Thread(target=self._watch, name="guard", daemon=True)
         self._thread.start()
         return self
@@ -78,7 +83,20 @@ class Guard:
         self._ended.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
+        faulthandler.unregister(signal.SIGUSR2)
+        if self._stack is not None:
+            self._stack.close()
         self._write_heartbeat()
+
+    def _open_stack(self) -> TextIO | None:
+        """Where stacks go when they are asked for from outside: an open file, as one cannot be opened in a signal's handler."""
+        with suppress(OSError):
+            path = self._heartbeat(".stack")
+            path.parent.mkdir(exist_ok=True)
+            file = path.open("w")
+            faulthandler.register(signal.SIGUSR2, file)
+            return file
+        return None
 
     def _watch(self) -> None:
         while not self._ended.is_set():
@@ -90,6 +108,9 @@ class Guard:
     def _look(self) -> None:
         beat = self._beat
         limit, since = 60 * beat.limit, beat.since
+        # no signal reaches ranks that run elsewhere, behind a launcher; a file does
+        if self.world.first and self.folder.stop.exists():
+            self.stop.ask(f"{self.folder.stop} is there")
         if self._orphaned is None and any(gone(process) for process in self._launchers):
             self._orphaned = time.monotonic()
             self.stop.ask("its launcher is gone")
@@ -116,12 +137,15 @@ class Guard:
             dumps = {f"step-{mine.step}-{time.strftime('%Y%m%dT%H%M%S')}"}
         for name in dumps:
             folder = self._stacks / name
-            # a full disk must not keep a rank that hangs
-            with suppress(OSError):
+            # a full disk must not keep a rank that hangs, nor torch's record
+            with suppress(OSError, RuntimeError):
                 folder.mkdir(parents=True, exist_ok=True)
                 with (folder / f"rank-{self.world.rank}.txt").open("w") as file:
                     print(f"rank {self.world.rank}, {self._beat.phase} of step {self._beat.step}", file=file, flush=True)
                     faulthandler.dump_traceback(file)
+                collectives = flight_record()
+                if collectives:
+                    (folder / f"collectives-{self.world.rank}").write_bytes(collectives)
         with suppress(OSError):
             missing = self._wait_for_all(self._stacks / min(dumps))
             if mine is not None:
@@ -152,8 +176,18 @@ class Guard:
     def _write_heartbeat(self) -> None:
         beat, self._written = self._beat, time.monotonic()
         began = time.time() - (time.monotonic() - beat.since)
-        content = {"step": beat.step, "phase": beat.phase, "since": began, "pid": os.getpid(), "host": socket.gethostname()}
+        who = {"pid": os.getpid(), "host": socket.gethostname(), "of": self.world.size}
         with suppress(OSError):
-            path = self.folder.path / HEARTBEAT / f"rank-{self.world.rank}.json"
+            path = self._heartbeat(".json")
             path.parent.mkdir(exist_ok=True)
-            write_text(path, json.dumps(content) + "\n")
+            write_text(path, json.dumps({"step": beat.step, "phase": beat.phase, "since": began} | who) + "\n")
+
+    def _heartbeat(self, suffix: str) -> Path:
+        return self.folder.path / HEARTBEAT / f"rank-{self.world.rank}{suffix}"
+
+
+def flight_record() -> bytes | None:
+    """The last collectives of this process, where torch records them: which one did not end, and who is not in it."""
+    bindings = sys.modules.get("torch._C._distributed_c10d")
+    dump = getattr(bindings, "_dump_nccl_trace", None) or getattr(bindings, "_dump_fr_trace", None)
+    return dump() if dump else None

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import psutil
 
-COMMANDS = {"deepspeed", "torchrun", "accelerate", "braid-supervise", "supervise.py"}
+COMMANDS = {"deepspeed", "torchrun", "accelerate", "braid-supervise", "supervise.py", "braid-watch", "watch.py"}
 MODULES = {"deepspeed.launcher.launch", "deepspeed.launcher.runner", "torch.distributed.run", "torch.distributed.launch"}
 
 

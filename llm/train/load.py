@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from llm.errors import CheckpointError, ConfigError
-from llm.model import Decoder
+from llm.init import cast_model
+from llm.model import Decoder, ModelConfig
 from llm.train import checkpoint_files as files
 from llm.train.config import RunConfig, config_of_phase
-from llm.train.precision import cast_model
 from llm.train.run_folder import RunFolder, read_config
 from llm.train.shards import Pieces, Wanted, fill, same_shapes
 
@@ -47,14 +47,17 @@ def load_model(
     check_device(device)
     checkpoint = find_checkpoint(Path(run_or_checkpoint))
     config, info = what_it_is(checkpoint)
-    with torch.device("meta"):
-        model = Decoder(config.model)
     pieces = Pieces.merged([Pieces.read(checkpoint, files.shards_in(checkpoint, files.WEIGHTS))])
+    return filled(config.model, pieces, device, dtype), config, info
+
+
+def filled(config: ModelConfig, pieces: Pieces, device: torch.device | str, dtype: torch.dtype) -> Decoder:
+    """The decoder with the weights of some files, in eval mode; device and dtype as in `load_model`. Raises CheckpointError."""
+    with torch.device("meta"):
+        model = Decoder(config)
     wrong = same_shapes(pieces, {name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
     if wrong:
-        raise CheckpointError(
-            f"{checkpoint} does not hold the model of its config.yaml: {wrong}; take another checkpoint of the run"
-        )
+        raise CheckpointError(f"{pieces.folder} does not hold the model of its config: {wrong}; take another")
     # before there is memory: files are read piece by piece into the dtype that is wanted
     if dtype == torch.bfloat16:
         cast_model(model)
@@ -62,7 +65,7 @@ def load_model(
         model.to(dtype)
     model.to_empty(device=device)
     fill(pieces, [Wanted(name, 0, parameter.detach().view(-1)) for name, parameter in model.named_parameters()])
-    return model.eval(), config, info
+    return model.eval()
 
 
 def what_it_is(checkpoint: Path) -> tuple[RunConfig, CheckpointInfo]:

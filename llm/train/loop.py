@@ -11,6 +11,7 @@ import torch
 
 from llm.data import Batches, HeldOutBatches, Manifest
 from llm.errors import DataError
+from llm.ops import compiled
 from llm.train.bad_steps import BadSteps
 from llm.train.branch import starting_point
 from llm.train.carried import Carried
@@ -31,6 +32,7 @@ from llm.train.run_folder import RunFolder
 from llm.train.save import Saver
 from llm.train.scheduled import Evaluation
 from llm.train.sent import Sent
+from llm.train.startup import StartUp
 from llm.train.validate import held_out_batches, validate
 from llm.train.world import World, say
 
@@ -70,6 +72,7 @@ def train(
     world: World,
     manifests: Sequence[Manifest],
     guard: Guard,
+    startup: StartUp,
     evaluations: Sequence[Evaluation | None] = (None,),
 ) -> Outcome:
     """Train from scratch or from the newest whole checkpoint, phase after phase, to the last step or until a rank is to stop.
@@ -83,7 +86,7 @@ def train(
         say(world, *passed_over)
         start = start_of(phases, manifests, checkpoint)
         number = start.phase.number
-        outcome = train_phase(start, folder, world, manifests[number], guard, evaluations[number])
+        outcome = train_phase(start, folder, world, manifests[number], guard, startup, evaluations[number])
         if outcome.status != DONE or outcome.step == config.train.steps:
             return outcome
         guard.beat(outcome.step + 1, "the next phase", PATIENCE)
@@ -93,7 +96,13 @@ def train(
 
 
 def train_phase(
-    start: Start, folder: RunFolder, world: World, manifest: Manifest, guard: Guard, evaluate: Evaluation | None
+    start: Start,
+    folder: RunFolder,
+    world: World,
+    manifest: Manifest,
+    guard: Guard,
+    startup: StartUp,
+    evaluate: Evaluation | None,
 ) -> Outcome:
     """To the end of a phase, or until a rank is to stop."""
     phase, stream, checkpoint = start.phase, start.stream, start.checkpoint
@@ -103,7 +112,8 @@ def train_phase(
     if checkpoint is not None:
         began = time.perf_counter()
         progress = load_checkpoint(engine, checkpoint, world)
-        say(world, f"resuming from {checkpoint}, loaded in {time.perf_counter() - began:.1f} s")
+        where = f"{checkpoint}, with sequence {start.consumed} of its data"
+        say(world, f"resuming from {where}, loaded in {time.perf_counter() - began:.1f} s")
     elif config.init_from is not None:
         say(world, f"starting from the weights of {start_from(engine, config, folder, world)}")
     if phase.of > 1:
@@ -130,7 +140,8 @@ def train_phase(
             carried.load(checkpoint, world)
         meter, sent = create_meter(phase, world), Sent(world, ranks)
         parts = phase, folder, world, engine, batches, carried, held_out, evaluate, meter, sent, writer, saver, guard, bad, lines
-        outcome = loop(Run(*parts, start.step))
+        startup.done("load")
+        outcome = loop(Run(*parts, start.step), startup)
         engine.destroy()
         leave(ranks)
         return outcome
@@ -144,7 +155,7 @@ def train_phase(
         saver.close()
 
 
-def loop(run: Run) -> Outcome:
+def loop(run: Run, startup: StartUp) -> Outcome:
     """Steps until the phase's last one, or until a rank is to stop."""
     settings, stop, first = run.config.train, run.guard.stop, run.step + 1
     outcome = Outcome(DONE, run.step, f"step {run.step} of {settings.steps}", str(run.folder.path))
@@ -191,7 +202,9 @@ def loop(run: Run) -> Outcome:
             outcome = stopped(run, reason, late > 0)
             break
         outcome = replace(outcome, step=run.step, sentence=f"step {run.step} of {settings.steps}")
-        if run.step > first:
+        if run.step == first:
+            startup.first_step(compiled.spent, run.folder.report, run.world)
+        else:
             slowest = max(slowest, time.perf_counter() - waiting)
         if logging or validating or evaluating:
             run.meter.skip()

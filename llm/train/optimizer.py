@@ -7,6 +7,7 @@
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -74,11 +75,14 @@ class MuonConfig(AdamWConfig):
 OPTIMIZERS: dict[str, type[AdamWConfig]] = {"adamw": AdamWConfig, "muon": MuonConfig}
 
 
-def parameter_groups(config: AdamWConfig, model: nn.Module, width_ratio: float = 1.0) -> list[dict[str, Any]]:
+def parameter_groups(
+    config: AdamWConfig, model: nn.Module, width_ratio: float = 1.0, frozen: Callable[[str], bool] = lambda name: False
+) -> list[dict[str, Any]]:
     """Groups of what is treated alike: decay, precision, factor of the rate, optimizer. ZeRO flattens each group by itself.
 
     width_ratio: muP's base width / width (arXiv:2203.03466, table 8): hidden matrices' factor under AdamW. Muon's updates have a
     spectral norm of 0.2 sqrt(max(n, m)) lr, where sqrt(n / m) keeps activations' size (arXiv:2310.17813): its factor is the root.
+    frozen: names whose rate is 0; they stay in groups, because checkpoints hold what the optimizer does.
     """
     roles = parameter_roles(model)
     kinds: dict[tuple[bool, bool, float, bool], list[tuple[str, nn.Parameter]]] = {}
@@ -88,6 +92,7 @@ def parameter_groups(config: AdamWConfig, model: nn.Module, width_ratio: float =
         factor = config.lr_scale.get(roles[name], 1.0)
         if role.hidden and matrix:
             factor *= width_ratio**0.5 if orthogonal else width_ratio
+        factor = 0.0 if frozen(name) else factor
         kinds.setdefault((role.weight_decay, role.float32, factor, orthogonal), []).append((name, parameter))
     return [
         {
@@ -103,12 +108,18 @@ def parameter_groups(config: AdamWConfig, model: nn.Module, width_ratio: float =
 
 
 def create_optimizer(
-    config: AdamWConfig, model: nn.Module, zero: int, precision: str, seed: int, width_ratio: float = 1.0
+    config: AdamWConfig,
+    model: nn.Module,
+    zero: int,
+    precision: str,
+    seed: int,
+    width_ratio: float = 1.0,
+    frozen: Callable[[str], bool] = lambda name: False,
 ) -> torch.optim.Optimizer:
     """torch's fused AdamW: the same element-wise arithmetic at every stage, on CPU and CUDA, without a build; with Muon or noise
     in front where they are wanted.
     """
-    groups, betas = parameter_groups(config, model, width_ratio), (config.betas[0], config.betas[1])
+    groups, betas = parameter_groups(config, model, width_ratio, frozen), (config.betas[0], config.betas[1])
     settings: dict[str, Any] = {"lr": config.lr, "betas": betas, "eps": config.eps, "weight_decay": 0.0, "fused": True}
     if config.kind == "adamw" and config.gradient_noise is None:
         return torch.optim.AdamW(groups, **settings)

@@ -4,9 +4,8 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from torch import nn
 
-from llm.init import ROLES, parameter_roles
+from llm.init import cast_model, pinned
 from llm.model import Decoder
 from llm.train.config import RunConfig
 
@@ -50,19 +49,7 @@ def prepare(model: Decoder, config: RunConfig) -> None:
     if casts_model(config):
         cast_model(model)
     elif config.train.precision == "bf16":
-        for parameter in (parameter for parameter in unpinned(model) if parameter.numel() > KEPT_WHOLE):
+        kept = pinned(model)
+        for parameter in (p for name, p in model.named_parameters() if name not in kept and p.numel() > KEPT_WHOLE):
             # what DeepSpeed's `lower_precision_safe_modules` sets on parameters of whole classes of modules
             parameter.comm_dtype = torch.bfloat16  # type: ignore[attr-defined]
-
-
-@torch.no_grad()
-def cast_model(model: Decoder) -> None:
-    """Parameters to bf16, except those whose role is kept in float32."""
-    for parameter in unpinned(model):
-        parameter.data = parameter.data.to(torch.bfloat16)
-
-
-def unpinned(model: Decoder) -> list[nn.Parameter]:
-    """Those whose role is not kept in float32."""
-    roles = parameter_roles(model)
-    return [parameter for name, parameter in model.named_parameters() if not ROLES[roles[name]].float32]

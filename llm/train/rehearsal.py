@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from llm.docs import Docs
+from llm.init import cast_model
 from llm.model import Decoder
 from llm.ops.cross_entropy import cross_entropy
 from llm.parallel import Ranks
@@ -25,7 +26,7 @@ from llm.parallel.traffic import Traffic
 from llm.train.config import RunConfig, accumulation_of, data_ranks, micro_batch_of
 from llm.train.engine_bytes import EngineBytes, engine_bytes
 from llm.train.memory import LiveBytes
-from llm.train.precision import cast_model, casts_model
+from llm.train.precision import casts_model
 
 
 class Part(NamedTuple):

@@ -96,8 +96,11 @@ def go_back(run: "Run", checkpoint: Path, bad: TooMany) -> None:
             discard(newer)
     world.barrier()
     batches.seek(rows[0], quarantine_of(run.quarantine, stream))
-    if run.carried is not None:
+    if run.carried is not None and stream.items() <= progress["data"].items():
         run.carried.load(checkpoint, world)
+    elif run.carried is not None:
+        # of the phase before, whose rows were cut in another way
+        run.carried.states = [None] * len(run.carried.rows)
     run.bad_steps.restore(progress.get("bad_steps", {}))
     say(world, f"rows {rows[0]} to {rows[1] - 1} are in quarantine and not read again: {run.folder.report / NAME} names them")
     run.step = progress["step"]

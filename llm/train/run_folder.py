@@ -6,6 +6,7 @@ runs/NAME/  config.yaml       resolved; resuming needs no other file
             tokenizer.json    of the data trained on
             versions.json     of packages, and the state of git
             outcome.json      how the last start ended (llm/train/exits.py)
+            stop              while it is there the run saves and ends, and does not start
             heartbeat/        where each rank is;  stacks/  of ranks that hung (llm/train/guard.py)
             report/           loss.png, parameters.json, bad_steps.jsonl, quarantine.jsonl, eval-*.json;  tensorboard/
 """
@@ -64,6 +65,8 @@ FREE = {
 }
 # Settings that a run may go on with changed, or branch off with: what lies ahead, not what was computed.
 AHEAD = {"train.steps", *(f"train.schedule.{field.name}" for field in fields(ScheduleConfig))}
+# beside the packages of a frozen copy of the program: the state of git that it was taken from
+FROZEN = "git.json"
 PACKAGES = ("braid-lm", "torch", "deepspeed", "omegaconf", "tokenizers", "webdataset", "numpy")
 
 
@@ -98,6 +101,10 @@ class RunFolder:
         return self.path / "report"
 
     @property
+    def stop(self) -> Path:
+        return self.path / "stop"
+
+    @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
 
@@ -118,6 +125,9 @@ class RunFolder:
             return []
         # the folder may have been renamed since
         old = replace(self.read_config(), name=config.name)
+        if old.train.precision == "auto":
+            # it was submitted, and is decided where it starts first
+            old = replace(old, train=replace(old.train, precision=config.train.precision))
         differing = differences_until(old, config, newest_step(self.checkpoints))
         if differing:
             raise ConfigError(
@@ -126,6 +136,11 @@ class RunFolder:
             )
         ahead = differences(old, config, FREE)
         return [f"{self.path} goes on with changed settings ({shown(ahead)})"] if ahead else []
+
+    def check_stop(self) -> None:
+        """Raise ConfigError when the run is not to go on."""
+        if self.stop.exists():
+            raise ConfigError(f"{self.stop} is there, so this run does not start; remove it, or `braid-submit resume {self.path}`")
 
     def _check_place(self) -> None:
         """Raise ConfigError when no folder can be made here."""
@@ -197,11 +212,13 @@ def versions() -> dict[str, Any]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
-    return {"python": platform.python_version(), "packages": found, "git": git_state(Path(__file__).parent)}
+    return {"python": platform.python_version(), "packages": found, "git": git_state(Path(__file__).parents[2])}
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit, and the files that differ from it; None outside a checkout."""
+    """Commit, and the files that differ from it; None outside a checkout. Of a frozen copy, whichever repository it lies in."""
+    if (folder / FROZEN).is_file():
+        return json.loads((folder / FROZEN).read_text())
     try:
         commit = _git(folder, "rev-parse", "HEAD").strip()
         changed = _git(folder, "status", "--porcelain").splitlines()

@@ -6,6 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,16 +19,18 @@ from llm.ops import kernels
 from llm.ops.routes import ROUTES
 from llm.train.branch import check_branch
 from llm.train.checkpoint_files import FILES, checkpoints
-from llm.train.config import RunConfig, load_config
+from llm.train.config import RunConfig, check_ranks, load_config, naming
 from llm.train.exits import Outcome
 from llm.train.failures import LostRanks, in_words
-from llm.train.guard import Guard
+from llm.train.guard import PATIENCE, Guard
 from llm.train.init_from import check_source
 from llm.train.phases import check_phases, manifests_of, newest_step, phases_of
 from llm.train.precision import resolved
 from llm.train.run_folder import AHEAD, FREE, RunFolder
 from llm.train.scheduled import Evaluation
+from llm.train.startup import StartUp
 from llm.train.stop import StopRequest
+from llm.train.teacher import check_teacher
 from llm.train.world import World, say
 
 Plan = Callable[[RunConfig, RunFolder, World], Evaluation]
@@ -43,16 +46,26 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
     Raises:
         BraidError: anything that a user can cause.
     """
-    began, world = time.monotonic(), World.from_environment()
+    began, world, startup = time.monotonic(), World.from_environment(), StartUp()
+    startup.done("imports")
     config, folder = plan(words)
     config, why = resolved(config, world.device)
     phases = phases_of(config)
-    manifests = manifests_of(phases)
-    check_phases(phases, world.size, manifests, newest_step(folder.checkpoints))
+    # one rank of a node looks at their files, and tells the others
+    read = manifests_of(phases) if world.first or world.first_of_node else None
+    if read is not None:
+        check_phases(phases, world.size, read, newest_step(folder.checkpoints))
+    else:
+        for phase in phases:
+            check_ranks(phase.config, world.size)
     kernels.check(config.kernels, ROUTES, world.device)
     kernels.use(config.kernels)
     changed = folder.check_same(config)
+    folder.check_stop()
     check_branch(config)
+    for phase in phases:
+        with naming(phase.number) if phase.number else nullcontext():
+            check_teacher(phase.config, world.size)
     planned = plan_evaluation if config.train.evaluate.every else None
     evaluations = [planned and planned(phase.config, folder, world) for phase in phases]
     if planned is None and config.train.evaluate.every:
@@ -64,16 +77,18 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
     # torch begins anywhere; a checkpoint brings its own
     torch.manual_seed(config.seed + world.rank)
     quiet()
+    startup.done("manifest")
     from llm.train.loop import train
 
+    startup.done("imports")
     guard = Guard(folder, world, config.train.hang_minutes, StopRequest(config.train.max_minutes, began))
-    connected = world.connect()
+    connected = world.connect(patience(config))
     try:
-        for manifest in manifests:
-            agree(manifest, world)
+        manifests = agree(read, world)
         if world.first:
             folder.write(config, manifests[0])
         world.barrier()
+        startup.done("groups")
         parameters = model_cost(config.model, config.data.sequence_length).parameters
         say(
             world,
@@ -82,14 +97,16 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
             *changed,
             *(map(str, phases) if len(phases) > 1 else ()),
         )
-        # signals count from here on, also between phases
+        # signals count from here on, also between phases, until how it ended is told
         with guard, guard.stop:
             if world.first:
                 Outcome(None, 0, "training", str(folder.path)).write()
-            outcome = train(phases, folder, world, manifests, guard, evaluations)
+            outcome = train(phases, folder, world, manifests, guard, startup, evaluations)
+            if world.first:
+                outcome.write()
+            # a rank that ends with another status than 0 makes its launcher end the others
+            world.barrier()
         say(world, f"{folder.path}: {outcome.sentence}; loss curve in {folder.report / 'loss.png'}")
-        if world.first:
-            outcome.write()
         return outcome
     except (BraidError, OSError, RuntimeError) as error:
         known = in_words(error, folder, world.rank, guard.done)
@@ -109,15 +126,25 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
             world.close()
 
 
-def agree(manifest: Manifest, world: World) -> None:
-    """Raise DataError on every rank unless all read the same dataset: one elsewhere may change while they start."""
-    hashes = world.gather(manifest.hash)
-    other = next((rank for rank, hash_ in enumerate(hashes) if hash_ != hashes[0]), None)
+def patience(config: RunConfig) -> float:
+    """Minutes that a collective may take: longer than any phase, so that a hang is told with stacks before NCCL ends the rank."""
+    train = config.train
+    return max(30, PATIENCE * train.hang_minutes + train.evaluate.minutes + 15) if train.hang_minutes else 24 * 60
+
+
+def agree(manifests: Sequence[Manifest] | None, world: World) -> Sequence[Manifest]:
+    """The datasets of all ranks, also of those that read none. Raise DataError on every rank unless those that did read the same:
+    one elsewhere may change while they start.
+    """
+    told = world.gather(manifests and [manifest.hash for manifest in manifests])
+    other = next((rank for rank, hashes in enumerate(told) if hashes not in (told[0], None)), None)
     if other is not None:
+        first, second = next((a, b) for a, b in zip(told[0], told[other], strict=True) if a != b)
         raise DataError(
-            f"data.manifest is {hashes[0][:12]} on rank 0 and {hashes[other][:12]} on rank {other}, and must be one dataset; "
+            f"data.manifest is {first[:12]} on rank 0 and {second[:12]} on rank {other}, and must be one dataset; "
             "start again when its upload is complete, and copies of it are the same on every node"
         )
+    return world.tell(manifests)
 
 
 def plan(words: Sequence[str]) -> tuple[RunConfig, RunFolder]:

@@ -1,7 +1,7 @@
 """The ranks of a run as the loop sees them: who this process is, its device, and a few collectives on plain values."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -26,6 +26,11 @@ class World:
             return cls(rank, size, torch.device("cpu"))
         torch.cuda.set_device(local)
         return cls(rank, size, torch.device("cuda", local))
+
+    @property
+    def first_of_node(self) -> bool:
+        """Whether this rank does for its node what need not be done by each."""
+        return first_of_node(os.environ)
 
     @property
     def first(self) -> bool:
@@ -74,9 +79,22 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
+    def tell(self, value: Any) -> Any:
+        """The first rank's value, on every rank."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
     def share(self, items: Sequence[Any]) -> Sequence[Any]:
         """This rank's part of a list that all ranks hold."""
         return items[self.rank :: self.size]
+
+
+def first_of_node(environment: Mapping[str, str]) -> bool:
+    """With a GPU of its own for each task, LOCAL_RANK is 0 everywhere; under `srun torchrun`, SLURM_LOCALID is."""
+    return environment.get("LOCAL_RANK", "0") == "0" and environment.get("SLURM_LOCALID", "0") == "0"
 
 
 PLACE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}

@@ -8,31 +8,35 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.needles import ARCHITECTURES, FINDERS, GRID, ROLES, sample, verdicts
+from benchmarks.needles import ARCHITECTURES, FADING, FINDERS, GRID, ROLES, sample, verdicts
 from llm.ops.cross_entropy import IGNORED
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_label_is_what_followed_the_key():
+def test_labels_are_what_followed_each_key():
     tokens, labels = sample(20, 32, torch.Generator().manual_seed(0))
-    assert tokens.shape == labels.shape == (20, 31)
-    assert (labels[:, :-1] == IGNORED).all()
-    for row, answer in zip(tokens.tolist(), labels[:, -1].tolist(), strict=True):
-        assert row[row.index(row[-1]) + 1] == answer
-        assert answer in ROLES.values
+    n = GRID.pairs
+    assert tokens.shape == labels.shape == (20, 30 + n)
+    assert (labels[:, :-n] == IGNORED).all()
+    for row, answers in zip(tokens.tolist(), labels[:, -n:].tolist(), strict=True):
+        assert len(set(row[-n:])) == n
+        assert [row[row.index(key) + 1] for key in row[-n:]] == answers
+        assert set(answers) <= set(ROLES.values)
 
 
 def test_verdicts_can_fail():
-    def of(*worst: float) -> list[bool]:
-        runs = {
-            name: {"details": {"cells": [{"first": {"value": 1.0}}, {"first": {"value": low}}]}}
-            for name, low in zip(FINDERS, worst, strict=True)
+    def of(attention: float, braid: float, long: float) -> list[bool]:
+        worst = {FINDERS[0]: (attention, 1.0), FINDERS[1]: (braid, 1.0), FADING: (long, 0.9)}
+        cells = {
+            name: [{"length": length, "first": {"value": value}} for length, value in zip((512, 32), values, strict=True)]
+            for name, values in worst.items()
         }
-        return [holds for holds, _ in verdicts(runs)]
+        return [holds for holds, _ in verdicts({name: {"details": {"cells": found}} for name, found in cells.items()})]
 
-    assert of(0.95, 0.95) == [True, True]
-    assert of(0.85, 0.95) == [False, True]
+    assert of(0.95, 0.95, 0.5) == [True, True, True]
+    assert of(0.85, 0.95, 0.5) == [False, True, True]
+    assert of(0.95, 0.95, 0.7) == [True, True, False]
 
 
 @pytest.mark.multirank

@@ -8,7 +8,9 @@ from unittest.mock import patch
 from laws import Case, streams
 
 from llm.mixers import MIXERS
+from llm.mixers.mamba2 import Mamba2Config
 from llm.ops import dispatch, loops
+from llm.ops.rotary import RopeScaling
 
 # What a small mixer of any kind is given, as far as its config knows the setting.
 SMALL = {"heads": 2}
@@ -18,8 +20,9 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("attention", {"heads": 2, "window": 9}),
     ("attention", {"heads": 4, "kv_heads": 2, "window": 100, "rope_theta": None}),
     ("attention", {"heads": 2, "window": 1}),
-    ("attention", {"heads": 2, "rope_fraction": 0.5}),
+    ("attention", {"heads": 2, "rope_fraction": 0.5, "rope_scaling": RopeScaling("yarn", 4.0, 32)}),
     ("attention", {"heads": 4, "kv_heads": 2, "soft_cap": 1.0, "gate": True}),
+    ("attention", {"heads": 2, "recurrent": Mamba2Config(heads=2, groups=2, state=3, head_dim=3)}),
     ("attention", {"heads": 2, "window": 70, "soft_cap": 2.0}),
     ("mamba", {"state": 3, "taps": 2, "dt_rank": 2}),
     ("mamba2", {"heads": 4, "groups": 2, "state": 5, "taps": 2}),

@@ -39,9 +39,15 @@ def model(layers: list[dict[str, Any]], **settings: Any) -> Decoder:
 RECURRENT = [kind for kind in MIXERS if kind not in ("attention", "titans")]
 FIVE = ["mamba", "mlstm", "retention", "titans", "attention"]
 
+SCALED = {"kind": "llama3", "factor": 8.0, "context": 64}
+
 REMOTE: dict[str, list[dict[str, Any]]] = {
     **{kind: [layer(kind, "none")] for kind in MIXERS},
-    "all_attention": [layer("attention", kv_heads=1, qk_norm=True), layer("attention", window=9, gate=True, rope_fraction=0.5)],
+    "all_attention": [
+        layer("attention", kv_heads=1, qk_norm=True, rope_scaling=SCALED),
+        layer("attention", window=9, gate=True, rope_fraction=0.5),
+        layer("attention", recurrent={"heads": 2, "head_dim": 8, "state": 8}),
+    ],
     "all_recurrent": [layer(kind, "none") for kind in RECURRENT],
     "five_families": [layer(kind) for kind in FIVE],
 }

@@ -5,11 +5,12 @@ import pytest
 import torch
 from patterns import layer
 
+from launch import import_hf
 from llm.errors import ConfigError
 from llm.export import folder as exporter
-from llm.export.hybrid import Replacement, parse, replaced
-from llm.export.imported import import_folder, loaded, read_imported
-from llm.export.lazy import attention_of, laziest, lazy_ratios
+from llm.export.hybrid import Replacement, parse, planned, replaced
+from llm.export.imported import loaded, read_imported
+from llm.export.lazy import attention_of, laziest, lazy_ratios, recency_ratios
 
 
 def teacher():
@@ -119,15 +120,83 @@ def test_attention_measured_is_the_attention_that_runs():
     torch.testing.assert_close(mixer.out_proj(y.flatten(-2)), mixer(x)[0], rtol=1e-5, atol=1e-5)
 
 
-def test_on_import(tokenizer, tmp_path):
+def test_heads_are_divided():
+    """What stays is the attention without the chosen heads' contributions, and what comes is Mamba-2 with their weights."""
+    model = patterns.model([layer("attention", heads=6, kv_heads=3, head_dim=8, qk_norm=True, gate=True)]).eval()
+    config, weights = replaced(model.config, model.state_dict(), {0: Replacement((), 0, "mamba2", heads=1, chosen=(1,))})
+    new, old = loaded(config, weights).blocks[0].mixer, model.blocks[0].mixer
+    assert torch.equal(new.recurrent.out_proj.weight, old.out_proj.weight[:, 16:32])
+    assert (new.heads, new.kv_heads, new.recurrent.config.heads) == (4, 2, 2)
+    assert sum(p.numel() for p in new.parameters()) == config.layers["attention"].mixer.cost(32, 64, 4).parameters
+    x = torch.randn(2, 30, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        recurrent, _ = new.recurrent(x)
+        alone = new(x)[0] - recurrent
+        # heads 2 and 3 share the key/value head 1
+        old.out_proj.weight[:, 16:32] = 0
+        torch.testing.assert_close(alone, old(x)[0], rtol=1e-4, atol=1e-5)
+    _, v, B, C, _ = new.recurrent.in_proj.weight.split([16, 16, 16, 16, 2])
+    rows = {"C": (C * 8**0.5, old.q_proj.weight[16:32])}
+    rows |= {key: (x, getattr(old, f"{name}_proj").weight[8:16].repeat(2, 1)) for key, x, name in (("B", B, "k"), ("v", v, "v"))}
+    for got, want in rows.values():
+        torch.testing.assert_close(got, want)
+
+
+def test_the_heads_that_look_back_least_are_chosen():
+    """Key/value head 1 of layer 2 attends to the token itself, others evenly; whole layers are left when all of theirs go."""
     model = teacher()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.mixer.q_proj.weight.mul_(1e-3)
+        model.blocks[2].mixer.q_proj.weight[16:].copy_(9 * torch.eye(32)[8:24])
+        model.blocks[2].mixer.k_proj.weight[8:].copy_(9 * torch.eye(32)[8:16])
+        model.blocks[2].mixer.q_proj.weight[24:].copy_(9 * torch.eye(32)[8:16])
+    ratios = recency_ratios(model, tokens(200), recent=3, queries=8)
+    assert set(ratios) == {(i, g) for i in range(4) for g in range(2)}
+    assert laziest(ratios, 1) == [(2, 1)]
+    assert ratios[0, 0] == pytest.approx(sum(3 / n for n in range(193, 201)) / 8, rel=1e-2)
+    plan = planned(parse("layers 0: mlstm; heads 3: mamba2"), {}, ratios | {(1, 0): 0.9, (1, 1): 0.8})
+    assert {i: (one.kind, one.chosen) for i, one in plan.items()} == {
+        0: ("mlstm", ()),
+        1: ("mamba2", (0, 1)),
+        2: ("mamba2", (1,)),
+    }
+    config, weights = replaced(model.config, model.state_dict(), plan)
+    mixers = [config.layers[name].mixer for name in config.layer_names()]
+    assert [mixer.kind for mixer in mixers] == ["mlstm", "mamba2", "attention", "attention"]
+    assert [getattr(mixer, "recurrent", None) is not None for mixer in mixers] == [False, False, True, False]
+    assert torch.isfinite(loaded(config, weights)(tokens()).logits).all()
+    with pytest.raises(ConfigError, match="asks for 9 heads, and 8 with full attention are left"):
+        planned(parse("heads 9: mamba2"), {}, ratios)
+    with pytest.raises(ConfigError, match="use `heads 2: mamba2`"):
+        parse("heads 2: mlstm")
+
+
+def test_the_command(tokenizer, tmp_path, capsys):
+    """`lazy 1` takes the laziest of the layers that are not named."""
+    model, folder = teacher(), tmp_path / "out"
+    with torch.no_grad():
+        for i in (1, 2):
+            model.blocks[i].mixer.q_proj.weight.copy_((4 + i) * torch.eye(32))
+            model.blocks[i].mixer.k_proj.weight.copy_((4 + i) * torch.eye(32)[:16])
     options = exporter.ExportOptions("llama")
-    exporter.export_folder(model, tokenizer, tmp_path / "out", {}, 64, options, weights=model.state_dict())
-
-    def change(config, weights):
-        return replaced(config, weights, {1: Replacement((1,), 0, "mamba2")})
-
-    import_folder(tmp_path / "out", tmp_path / "in", check_logits=False, change=change)
+    exporter.export_folder(model, tokenizer, folder, {}, 64, options, weights=model.state_dict())
+    (tmp_path / "text.txt").write_text("def spam(eggs): return eggs\n" * 60)
+    words = [str(folder), str(tmp_path / "in"), "--stream", "--replace"]
+    lazy = "layers 1: mamba2; lazy 1: window=16"
+    assert import_hf.main([*words, lazy]) == 2
+    assert "name one with --lazy-text" in capsys.readouterr().err
+    assert import_hf.main([*words, lazy, "--lazy-text", str(tmp_path / "text.txt")]) == 0
+    said = capsys.readouterr().out
+    assert "lazy ratio by layer: 0: " in said
+    assert "logits were not compared" in said
     config, weights = read_imported(tmp_path / "in")
-    assert [config.layers[name].mixer.kind for name in config.layer_names()] == ["attention", "mamba2", "attention", "attention"]
+    mixers = [config.layers[name].mixer for name in config.layer_names()]
+    assert [(mixer.kind, getattr(mixer, "window", None)) for mixer in mixers] == [
+        ("attention", None),
+        ("mamba2", None),
+        ("attention", 16),
+        ("attention", None),
+    ]
+    assert torch.equal(weights["blocks.1.mixer.out_proj.weight"], model.state_dict()["blocks.1.mixer.out_proj.weight"])
     assert torch.isfinite(loaded(config, weights)(tokens()).logits).all()

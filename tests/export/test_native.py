@@ -14,6 +14,7 @@ from llm.errors import CheckpointError, ConfigError, DataError
 from llm.export import folder as exporter
 from llm.export import native
 from llm.export.imported import import_folder, loaded, read_imported, read_settings
+from llm.init import cast_model, pinned
 
 VOCABULARY, TOKENS = patterns.VOCABULARY, 150
 SIZES = {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 3}
@@ -26,18 +27,27 @@ HYBRID = {**TRANSFORMER, "mamba_n_heads": 4, "mamba_d_state": 16, "mamba_n_group
 GRANITE = {**HYBRID, "num_local_experts": 0, "shared_intermediate_size": 96, "layer_types": ["mamba", "attention", "mamba"]}
 SCALES = {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "logits_scaling": 8.0, "attention_multiplier": 0.0625}
 
+# positions stretched, so that all of them reach within the tokens here; Llama 3.1's, with its own names
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 = {"rope_scaling": {**LLAMA3, "original_max_position_embeddings": 64}}
+YARN = {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 8.0}}
+LINEAR = {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+
 # (model_type, settings of its class), as transformers users make them
 THEIRS = {
     "llama": ("llama", TRANSFORMER),
-    "llama_tied": ("llama", {**TRANSFORMER, "tie_word_embeddings": True, "head_dim": 24}),
+    "llama_tied": ("llama", {**TRANSFORMER, "tie_word_embeddings": True, "head_dim": 24, **LLAMA3}),
     "mistral": ("mistral", {**TRANSFORMER, "sliding_window": 9}),
-    "qwen3": ("qwen3", {**TRANSFORMER, "head_dim": 32, "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}),
+    "qwen3": (
+        "qwen3",
+        {**TRANSFORMER, **YARN, "head_dim": 32, "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
+    ),
     "mamba": ("mamba", {**SIZES, "state_size": 8}),
     "mamba2": ("mamba2", {**SIZES, "num_heads": 4, "head_dim": 32, "n_groups": GROUPS, "state_size": 16}),
     "xlstm": ("xlstm", {**SIZES, "num_heads": 2, "qk_dim_factor": 1.0}),
-    "granite": ("granitemoehybrid", {**GRANITE, "attention_multiplier": 0.25, "position_embedding_type": "rope"}),
+    "granite": ("granitemoehybrid", {**GRANITE, "attention_multiplier": 0.25, "position_embedding_type": "rope", **LINEAR}),
     "granite_scaled": ("granitemoehybrid", {**GRANITE, **SCALES, "tie_word_embeddings": True}),
-    "bamba": ("bamba", {**HYBRID, "attn_layer_indices": [1]}),
+    "bamba": ("bamba", {**HYBRID, "attn_layer_indices": [1], **({} if OLD else LINEAR)}),
 }
 
 
@@ -105,6 +115,33 @@ def test_the_automatic_choice_is_the_first_that_holds_all(name):
     # a rotation of half the channels is Bamba's alone; xLSTM's head is never tied
     assert native.choose(patterns.model(layers, **settings).config) == name
     assert native.choose(patterns.model([*layers, patterns.layer("retention")], **settings).config) is None
+
+
+@pytest.mark.parametrize("name", ["mamba2", "llama"])
+def test_bfloat16_is_what_training_holds(name, tokenizer, tmp_path):
+    """Pinned weights lie there in float32; what comes back is the float32 weights, rounded once."""
+    layers, settings = patterns.NATIVE[name]
+    model, out = patterns.model(layers, **settings), tmp_path / "out"
+    options = exporter.ExportOptions(name, dtype="bfloat16")
+    metadata = exporter.export_folder(model, tokenizer, out, {}, 64, options, weights=model.state_dict())
+    assert metadata["dtype"] == "bfloat16"
+    kept, written = pinned(model), load_file(out / "model.safetensors")
+    for theirs, (ours, *_) in native.pairs(name, model.config):
+        assert written[theirs].dtype == (torch.float32 if ours in kept else torch.bfloat16), theirs
+    assert AutoModelForCausalLM.from_pretrained(out, dtype="auto").dtype == torch.bfloat16
+    import_folder(out, tmp_path / "in", check_logits=False)
+    _, weights = read_imported(tmp_path / "in")
+    cast_model(model)
+    assert all(torch.equal(weights[key], x.float()) for key, x in model.state_dict().items())
+
+
+def test_what_does_not_run_in_bfloat16_is_refused(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(native.transformers, "__version__", "5.23.0")
+    layers, settings = patterns.NATIVE["xlstm"]
+    with pytest.raises(ConfigError, match="code of xlstm in transformers does not run in it; use --to remote, or float32"):
+        exporter.export_folder(
+            patterns.model(layers, **settings), tokenizer, tmp_path / "out", {}, 64, exporter.ExportOptions(dtype="bfloat16")
+        )
 
 
 LOSSY = {
@@ -183,9 +220,14 @@ def test_settings_that_no_layer_here_has(saved):
             edited(folder, **dict([changes]))
             refused(folder, ConfigError, words)
             (folder / "config.json").write_text(original)
-    scaling = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
-    edited(folder, rope_parameters=scaling)
-    refused(folder, ConfigError, r"rope_type \(linear\) must be default")
+    for scaling, words in {
+        ("dynamic", None): r"rope_type \(dynamic\) must be default, linear, llama3, yarn: .* a cache of keys does not; set it to",
+        ("yarn", "truncate"): r"yarn's truncate \(False\) has no setting here",
+    }.items():
+        kind, more = scaling
+        rope = {"rope_type": kind, "factor": 2.0, "rope_theta": 1e4, "original_max_position_embeddings": 64}
+        edited(folder, rope_parameters=rope | ({more: False} if more else {}))
+        refused(folder, ConfigError, words)
     edited(folder, model_type="braidy", auto_map={"AutoModelForCausalLM": "modeling_x.X"})
     refused(folder, ConfigError, r"brings code of its own \(modeling_x.py\), which is not run")
 

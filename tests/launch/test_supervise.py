@@ -1,5 +1,6 @@
 """The supervisor starts again what may succeed, gives up where there is no point, and leaves no process behind."""
 
+import json
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ pytestmark = [pytest.mark.multirank, pytest.mark.timeout(60)]
 ROOT = Path(__file__).resolve().parents[2]
 # A run without training: what it does at its n-th start is the n-th word, the last one again and again.
 RUN = """
-import json, os, signal, subprocess, sys, time
+import json, os, signal, socket, subprocess, sys, time
 from pathlib import Path
 from llm.train.exits import Outcome
 folder, plan = Path(sys.argv[1]), sys.argv[2:]
@@ -27,7 +28,7 @@ starts.write_text("x" * (n + 1))
 (folder / "heartbeat").mkdir(exist_ok=True)
 (folder / "checkpoints").mkdir(exist_ok=True)
 word, _, step = plan[min(n, len(plan) - 1)].partition("@")
-beat = {"step": int(step or 0), "phase": "the update", "since": 0.0, "pid": os.getpid(), "host": "here"}
+beat = {"step": int(step or 0), "phase": "the update", "since": 0.0, "pid": os.getpid(), "host": socket.gethostname()}
 (folder / "heartbeat" / "rank-0.json").write_text(json.dumps(beat))
 tell = lambda status, **more: Outcome(status, int(step or 0), f"sentence {n}", str(folder), **more).write()
 tell(None)
@@ -55,7 +56,7 @@ sys.exit(1 if int(word) else 0)
 """
 
 
-def supervise(folder: Path, *plan: str, **settings: float) -> subprocess.Popen:
+def supervise(folder: Path, *plan: str, **settings: float | Path) -> subprocess.Popen:
     options = [f"--{name.replace('_', '-')}={value}" for name, value in ({"pause": 0.01, "grace": 0.2} | settings).items()]
     command = [sys.executable, str(ROOT / "launch" / "supervise.py"), *options, "--", sys.executable, "-c", RUN, str(folder), *plan]
     return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True)
@@ -109,6 +110,36 @@ def test_orphans_are_ended_before_the_next_start(tmp_path: Path) -> None:
     assert len(psutil.Process(process.pid).children(recursive=True)) == 1
     process.terminate()
     assert "crashed (status 0) at or soon after step 1" in process.communicate(timeout=30)[1]
+
+
+def test_a_runs_folder_keeps_what_its_starts_did(tmp_path: Path) -> None:
+    error = supervise(tmp_path, "crash@7", "76@7", run=tmp_path).communicate(timeout=50)[1]
+    assert "not started again, as the next start would end alike: sentence 1" in error
+    process = supervise(tmp_path, "crash@7", "76@7", "crash@9", "0@9", run=tmp_path)
+    assert process.communicate(timeout=50)[1].count("starting again") == 1
+    assert process.returncode == DONE
+    lines = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
+    assert [line["verdict"] for line in lines] == ["again", "stop", "again", "done"]
+    assert [line["at"] for line in lines] == [7, 7, 9, 9]
+    # what is done is not done again
+    process = supervise(tmp_path, "crash@9", run=tmp_path)
+    assert "sentence 3" in process.communicate(timeout=50)[1]
+    assert process.returncode == DONE
+    assert starts(tmp_path) == 4
+
+
+def test_a_runs_file_stop_ends_its_supervisor(tmp_path: Path) -> None:
+    process = supervise(tmp_path, "wait@5", run=tmp_path)
+    while not (tmp_path / "ready").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    # as its ranks do within seconds
+    (tmp_path / "stop").touch()
+    os.kill(json.loads((tmp_path / "heartbeat" / "rank-0.json").read_text())["pid"], signal.SIGTERM)
+    error = process.communicate(timeout=30)[1]
+    assert process.returncode == STOPPED
+    assert "not started again (cancelled): sentence 0" in error
+    assert (tmp_path / "stop").exists()
 
 
 def test_a_command_that_trains_nothing_has_failed() -> None:

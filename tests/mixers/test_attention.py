@@ -17,6 +17,7 @@ from llm.errors import ConfigError
 from llm.init import initialise
 from llm.layers.swiglu import SwiGLUConfig
 from llm.mixers.attention import Attention, AttentionConfig
+from llm.ops.rotary import RopeScaling
 
 WIDTH, HEADS, KV_HEADS, HEAD_DIM, WINDOW, TOKENS = 32, 4, 2, 16, 70, 600
 SIZES = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "head_dim": HEAD_DIM}
@@ -185,3 +186,27 @@ def test_capped_flops_are_counted_over_several_tiles(window):
 def test_a_cap_that_leaves_no_scores_is_refused(soft_cap):
     with pytest.raises(ConfigError, match="must be above 0"):
         AttentionConfig(heads=HEADS, soft_cap=soft_cap).check("model.layers.a.mixer", WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"kind": "linear", "factor": 0.5}, r"rope_scaling.factor \(0.5\) stretches the context and must be at least 1"),
+        (
+            {"kind": "linear", "factor": 2, "context": 8},
+            r"context \(8\) is how many tokens .* linear does not; set it, or remove it",
+        ),
+        ({"kind": "yarn", "factor": 2}, r"context \(None\) is how many tokens .* which llama3 and yarn need"),
+        ({"kind": "linear", "factor": 2, "fast": 3.0}, r"no effect with a.rope_scaling.kind \(linear\)"),
+        ({"kind": "llama3", "factor": 2, "context": 8, "slow": 4.0}, r"slow \(4.0\) must be above 0 and below a.rope_scaling.fast"),
+        ({"kind": "llama3", "factor": 2, "context": 8, "scale": 2.0}, r"scale \(2.0\) must be positive and is yarn's alone"),
+    ],
+)
+def test_scaled_positions_that_make_no_sense(settings, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        AttentionConfig(heads=2, rope_scaling=RopeScaling(**settings)).check("a", 16)
+
+
+def test_scaled_positions_without_positions_are_refused():
+    with pytest.raises(ConfigError, match="no effect without positions"):
+        AttentionConfig(heads=2, rope_theta=None, rope_scaling=RopeScaling("linear", 2.0)).check("a", 16)

@@ -3,6 +3,7 @@
 import platform
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -129,3 +130,17 @@ def test_the_dispatcher_takes_the_loop(monkeypatch):
     x, A, B = torch.randn(1, 5, 4), -torch.rand(4, 3), torch.randn(1, 5, 1, 3)
     y, _ = dispatch.run("scan", 5, x, x.abs(), A, B, B, torch.zeros(1, 4, 3))
     assert y.shape == (1, 5, 4)
+
+
+def test_many_that_want_a_loop_at_once_wait_for_one_that_makes_it(tmp_path, monkeypatch):
+    compiler = tmp_path / "compiler"
+    # it counts its calls, takes its time, and makes the file that stands behind -o
+    compiler.write_text('#!/bin/sh\necho >> "$0.calls"; sleep 0.3\nwhile [ "$1" != -o ]; do shift; done; : > "$2"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setattr(compiled, "_cache", lambda: tmp_path)
+    with ThreadPoolExecutor(4) as pool:
+        files = list(pool.map(compiled._compiled, [compiled.HERE / "scan" / "loop.cpp"] * 4))
+    assert len(set(files)) == 1
+    assert files[0].is_file()
+    assert len((tmp_path / "compiler.calls").read_text()) == 1

@@ -122,6 +122,7 @@ PLAIN = Route("torch kernel", "torch", "torch:zeros", "dev", op)
         ({"documents": False}, {"documents": True}, "cannot start a document inside a row"),
         ({"initial_state": False}, {"carried": True}, "starts from no state"),
         ({"gradient": False}, {"gradient": True}, "no exact gradient"),
+        ({"state_gradient": False}, {"handed_on": True}, "parallel.mode=heads"),
         ({"int32": True}, {"extent": 1 << 31}, "2,147,483,648"),
     ],
 )

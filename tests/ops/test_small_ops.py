@@ -11,7 +11,7 @@ from llm.ops.conv import loop as conv_loop
 from llm.ops.conv import naive as conv_naive
 from llm.ops.cross_entropy import IGNORED, SLICE, cross_entropy
 from llm.ops.norm import head_norm, rms_norm
-from llm.ops.rotary import rotary
+from llm.ops.rotary import RopeScaling, rotary
 
 
 def convolved(op, inputs: list[Tensor], at: Tensor | None, bias: bool) -> list[Tensor]:
@@ -100,6 +100,36 @@ def test_rotary_is_that_of_llama():
     cos, sin = LlamaRotaryEmbedding(config)(x, position)
     want, _ = apply_rotary_pos_emb(x.transpose(1, 2), x.transpose(1, 2), cos, sin)
     torch.testing.assert_close(rotary(x, position, 10000.0), want.transpose(1, 2), rtol=1e-5, atol=1e-6)
+
+
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+YARN = {"factor": 4.0, "original_max_position_embeddings": 48, "beta_fast": 9.0}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (RopeScaling("linear", 3.0), {"rope_type": "linear", "factor": 3.0}),
+        (RopeScaling("llama3", 8.0, 64), {"rope_type": "llama3", **LLAMA3}),
+        (RopeScaling("yarn", 4.0, 48, fast=9.0), {"rope_type": "yarn", **YARN}),
+        (RopeScaling("yarn", 4.0, 48, 0.5, 9.0, 1.5), {"rope_type": "yarn", **YARN, "beta_slow": 0.5, "attention_factor": 1.5}),
+        # all channels alike, where even the fastest turns too seldom
+        (RopeScaling("yarn", 4.0, 5), {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 5}),
+    ],
+    ids=["linear", "llama3", "yarn", "yarn_set", "yarn_short"],
+)
+def test_scaled_rotary_is_that_of_transformers(ours, theirs):
+    from transformers.models.llama.configuration_llama import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+
+    x, position = torch.randn(2, 300, 1, 32), torch.arange(300).expand(2, 300)
+    rope = {"rope_theta": 1e4, **theirs}
+    config = LlamaConfig(hidden_size=32, num_attention_heads=1, head_dim=32, max_position_embeddings=192, rope_parameters=rope)
+    cos, sin = LlamaRotaryEmbedding(config)(x, position)
+    want, _ = apply_rotary_pos_emb(x.transpose(1, 2), x.transpose(1, 2), cos, sin)
+    got = rotary(x, position, 1e4, scaling=ours)
+    torch.testing.assert_close(got, want.transpose(1, 2), rtol=1e-5, atol=1e-4)
+    assert not torch.allclose(got, rotary(x, position, 1e4), atol=1e-2)
 
 
 def test_norms():

@@ -23,7 +23,7 @@ SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 def test_the_package_list_is_what_the_folders_hold():
     on_disk = {".".join(file.parent.parts) for file in files() if file.suffix == ".py" and file.parts[0] in PACKAGES}
-    assert set(SETTINGS["tool"]["setuptools"]["packages"]) == on_disk | {"llm.configs"}
+    assert set(SETTINGS["tool"]["setuptools"]["packages"]) == on_disk | {"llm.configs", "launch.slurm"}
 
 
 def test_every_package_has_an_init():

@@ -1,4 +1,4 @@
-"""The wheel holds the four packages and the configs, and its commands run far from the checkout."""
+"""The wheel holds the four packages, the configs and the job scripts, and its commands run far from the checkout."""
 
 import re
 import sys
@@ -50,7 +50,8 @@ def test_every_module_source_and_config_is_inside_and_no_test(wheel):
     inside = {Path(name) for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     modules = {file for file in files() if file.suffix in SOURCES and file.parts[0] in {"llm", "launch", "eval", "data_prep"}}
     configs = {Path("llm") / file for file in files() if file.parts[0] == "configs"}
-    assert inside == modules | configs
+    scripts = {Path("launch") / file for file in files() if file.parts[0] == "slurm" and file.suffix == ".sbatch"}
+    assert inside == modules | configs | scripts
 
 
 def test_an_installed_wheel_finds_its_configs_and_not_the_checkout(installed, tmp_path):

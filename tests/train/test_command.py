@@ -36,6 +36,11 @@ def test_deepspeed_on_two_ranks_then_python_goes_on(words: Words, tmp_path: Path
     assert (folder / "tokenizer.json").is_file()
     assert "packages" in json.loads((folder / "versions.json").read_text())
     assert list((folder / "tensorboard").iterdir())
+    start = json.loads((folder / "report" / "start-up.jsonl").read_text())
+    assert start["ranks"] == 2
+    assert {"imports", "manifest", "groups", "load", "first step"} <= set(start["seconds"])
+    assert all(0 < seconds < 150 for name, seconds in start["seconds"].items() if name != "kernels")
+    assert f"start-up: imports {start['seconds']['imports']:.1f} s, " in started.stdout
     alone = run([sys.executable, str(SCRIPT), str(folder), "parallel.zero=1"], tmp_path)
     assert alone.returncode == 0, alone.stdout + alone.stderr
     assert f"resuming from {folder}/checkpoints/step-4" in alone.stdout

@@ -1,6 +1,7 @@
 """A rank that hangs: all ranks' stacks are written, all end with 77, and one sentence says where it was."""
 
 import os
+import pickle
 import signal
 import time
 from collections.abc import Callable
@@ -22,12 +23,14 @@ def never_read() -> None:
 
 
 def train_until_stuck(rank: int, words: list[str], how: str) -> None:
-    """Rank 1 does not come back from reading the third step's batch."""
-    from llm.data import Batches
+    """Rank 1 does not come back from reading the third step's batch. It is told the manifest, which one rank of a node reads."""
+    from llm.data import Batches, Manifest
     from llm.train import guard
     from llm.train.start import pretrain
 
     guard.Guard.__init__.__defaults__ = (0.2,)
+    if rank == 1:
+        Manifest.load = None  # type: ignore[method-assign, assignment]
     take = Batches.__next__
 
     def taking(self: Batches) -> Any:
@@ -51,6 +54,9 @@ def test_a_hanging_rank_ends_all_with_their_stacks(how: str, words: Words, tmp_p
     run = tmp_path / "runs" / "tiny"
     (stacks,) = (run / "stacks").iterdir()
     assert "all_reduce" in (stacks / "rank-0.txt").read_text()
+    # what torch's own analyser reads
+    recorded = pickle.loads((stacks / "collectives-0").read_bytes())["entries"]
+    assert recorded[-1]["profiling_name"] == "gloo:all_reduce"
     outcome = exits.read_outcome(run / exits.NAME)
     assert outcome is not None
     assert outcome.status == exits.HUNG

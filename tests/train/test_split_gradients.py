@@ -11,10 +11,10 @@ import torch
 
 from llm.data import Batch
 from llm.docs import Docs
+from llm.init import cast_model
 from llm.model import Decoder
 from llm.testing import run_ranks
 from llm.train.config import RunConfig, build_config
-from llm.train.precision import cast_model
 
 pytestmark = [pytest.mark.multirank, pytest.mark.timeout(300)]
 RANKS, STEPS, ROWS, T, VOCABULARY, CLIP = 4, 3, 8, 48, 61, 0.5

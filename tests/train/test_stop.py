@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from llm.errors import ConfigError
 from llm.train import exits
 from llm.train.guard import Guard
 from llm.train.launcher import starts_ranks
@@ -49,6 +50,35 @@ def test_without_a_budget_time_does_not_matter() -> None:
     stop = StopRequest(began=time.monotonic() - 1e9)
     stop.check_time(1e9, 1e9)
     assert not stop
+
+
+@pytest.mark.parametrize(("minutes", "law"), [(None, "the job's minutes"), (60, "the job's minutes"), (1, "train.max_minutes (1)")])
+def test_a_jobs_end_is_a_budget_too_and_the_first_end_counts(minutes: float | None, law: str, monkeypatch) -> None:
+    monkeypatch.setenv("BRAID_DEADLINE", str(time.time() + 600))
+    stop = StopRequest(minutes)
+    stop.check_time(30, 10.0)
+    assert not stop
+    stop.check_time(620, 10.0)
+    assert stop.out_of_time
+    assert str(stop.reason).startswith(f"{law} are over")
+
+
+def test_the_file_stop_keeps_a_run_from_starting(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.check_stop()
+    folder.stop.touch()
+    with pytest.raises(ConfigError, match=r"stop is there, so this run does not start; remove it"):
+        folder.check_stop()
+
+
+@pytest.mark.timeout(60)
+def test_the_file_stop_asks_a_run_to_stop(tmp_path: Path) -> None:
+    guard = guard_of(tmp_path)
+    with guard:
+        (tmp_path / "stop").touch()
+        while not guard.stop:
+            time.sleep(0.05)
+    assert guard.stop.reason == f"{tmp_path / 'stop'} is there"
 
 
 @pytest.mark.parametrize(

@@ -188,12 +188,12 @@ def test_build_config_takes_plain_values() -> None:
 
 
 class ThreeRanks:
-    """What rank 0 of three sees when the last one has read another manifest."""
+    """What rank 0 of three sees when the last one, on another node, has read another manifest; the second reads none."""
 
-    def gather(self, value: str) -> list[str]:
-        return [value, value, "0" * 64]
+    def gather(self, value: list[str]) -> list[list[str] | None]:
+        return [value, None, ["0" * 64]]
 
 
 def test_ranks_that_read_different_datasets_do_not_start(manifest: Manifest) -> None:
     with pytest.raises(DataError, match=rf"is {manifest.hash[:12]} on rank 0 and 000000000000 on rank 2"):
-        agree(manifest, ThreeRanks())  # type: ignore[arg-type]
+        agree([manifest], ThreeRanks())  # type: ignore[arg-type]

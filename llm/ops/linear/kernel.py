@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from llm.docs import Stretch
 from llm.ops import kernels
-from llm.ops.kernels import HALF, Facts, Route, extent, over_documents
+from llm.ops.kernels import HALF, Facts, Route, extent
+from llm.ops.layouts import over_documents
 from llm.ops.linear.mlstm import normalised, stabilisers
 from llm.ops.linear.naive import discretised
 

@@ -16,13 +16,12 @@ from torch import Tensor
 from llm.docs import Stretch
 from llm.ops import kernels
 from llm.ops.kernels import HALF, Facts, Route
-from llm.ops.slots import slots_of
+from llm.ops.layouts import slots_of
 
 FLASHRNN = "flashrnn.flashrnn.flashrnn:flashrnn"
 DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
-# of both cells, the gate that goes through tanh, and where it may be
-Z, MOST_Z = 2, 30.0
-SHUT = -1e4
+# how far z, the gate that goes through tanh, may be from 0; and a gate that is shut
+MOST_Z, SHUT = 30.0, -1e4
 # R of all gates is held on chip: at V = 128 the backward pass asks for 240 KiB of shared memory, and an H100 has 227
 MOST = 64
 

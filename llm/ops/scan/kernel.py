@@ -14,8 +14,8 @@ from torch import Tensor
 
 from llm.docs import Stretch
 from llm.ops import kernels
-from llm.ops.kernels import HALF, Facts, Route, extent, over_documents
-from llm.ops.slots import slots_of
+from llm.ops.kernels import HALF, Facts, Route, extent
+from llm.ops.layouts import over_documents, slots_of
 
 SELECTIVE_SCAN = "mamba_ssm.ops.selective_scan_interface:selective_scan_fn"
 HGRN = "fla.ops.hgrn:fused_recurrent_hgrn"

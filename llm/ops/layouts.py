@@ -1,6 +1,7 @@
-"""Tokens re-laid with an empty slot before each document, for kernels that know none: what ends a state goes there."""
+"""Documents for kernels that know segments, and, as tokens re-laid with an empty slot before each, for those that know none."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,3 +32,18 @@ def slots_of(at: Stretch, rows: int, device: torch.device, before: int = 0, behi
     if at.documents is None:
         return Slots(slot_BT, before + at.tokens + behind)
     return Slots(slot_BT + at.documents.id_BT, before + at.tokens + at.documents.most_starts + behind)
+
+
+def over_documents(run: Callable[..., Any], streams: Sequence[Tensor], state: Tensor, at: Stretch) -> tuple[Tensor, Tensor]:
+    """(y, final state) of `run(*streams, initial_state=...)` on rows, or, where there are documents, on all their segments.
+
+    Streams `[B, T, ...]` are then one row, with the segments' ends as `cu_seqlens` and, in host memory, `cu_seqlens_cpu`.
+    """
+    streams = [x.contiguous() for x in streams]
+    if at.documents is None:
+        return run(*streams, initial_state=state.contiguous())
+    segments = at.documents.segments
+    flat = (x.flatten(0, 1)[None] for x in streams)
+    where = {"cu_seqlens": segments.cu_seqlens, "cu_seqlens_cpu": segments.host}
+    y, final = run(*flat, initial_state=segments.entering(state), **where)
+    return y[0].unflatten(0, streams[0].shape[:2]), segments.leaving(final)
