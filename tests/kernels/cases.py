@@ -185,7 +185,7 @@ def error(got: Tensor, want: Tensor) -> float:
 
 def gradients(outputs: list[Tensor], leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(3)
-    weights = [torch.randn(y.shape, generator=generator, dtype=torch.float64) for y in outputs]
+    weights = [torch.randn(y.shape, generator=generator, dtype=torch.float64, device="cpu").to(y.device) for y in outputs]
     return torch.autograd.grad(sum((y.double() * w).sum() for y, w in zip(outputs, weights, strict=True)), leaves)
 
 

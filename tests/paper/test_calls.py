@@ -3,12 +3,15 @@
 Each kind of layer, and a 7B braid of five kinds: forward, loss, backward, clipping, AdamW.
 """
 
+import inspect
 from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.gpu import FULL
+from benchmarks.gpu_sides import THEIRS
 from llm.docs import Docs
 from llm.model import Decoder, ModelConfig
 from llm.ops import kernels
@@ -96,6 +99,12 @@ def test_a_step_of_a_7B_braid_waits_for_nothing(called):
     assert 6.5e9 < parameters < 7.5e9
     # one layer of five is Titans'
     assert waited == ["memory: the number of chunks"] * 7
+
+
+@pytest.mark.parametrize("kind", ["attention", "mamba", "mamba2"])
+def test_layers_of_the_benchmark_are_built_as_their_packages_ask(kind):
+    _, entry, settings = THEIRS[kind]
+    inspect.signature(kernels.entry(entry)).bind(**settings(FULL))
 
 
 def test_a_wait_and_a_wrong_call_are_seen(called):
