@@ -17,12 +17,11 @@ from llm.ops import kernels
 from llm.ops.attention.kernel import BLOCK_MASK, FLASH, FLEX, VARLEN
 from llm.ops.conv.kernel import CAUSAL_CONV1D
 from llm.ops.conv.kernel import FLA as FLA_CONV
+from llm.ops.kernels import HALF
 from llm.ops.linear.kernel import CHUNK_SCAN, GLA, SIMPLE_GLA
 from llm.ops.recurrent.kernel import DTYPES, FLASHRNN
 from llm.ops.scan.kernel import SELECTIVE_SCAN
 from tests.paper.gpu import DEVICE
-
-HALF = (torch.bfloat16, torch.float16)
 
 
 class Opaque(torch.autograd.Function):

@@ -17,7 +17,6 @@ CHUNKS = "naive.py"  # the number of chunks that documents fall into is read
 # where a kind's graph breaks over packed documents
 KNOWN = {
     "attention": {MASKS},
-    "attention, window, grouped": {MASKS},
     "titans": {CHUNKS},
     "titans, mag": {CHUNKS, MASKS},
     "titans, mac": {CHUNKS},
