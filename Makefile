@@ -34,7 +34,7 @@ endef
 
 # Checks go from cheap to dear and share few cores, also under `make -j`.
 .NOTPARALLEL:
-.PHONY: help env peers kernels test-kernels demo test test-all lint test-fast test-processes test-speed test-slurm test-hf-matrix chaos bench-data format check-cuda-constraints clean
+.PHONY: help env peers kernels test-kernels gpu-paper demo test test-all lint test-fast test-processes test-speed test-slurm test-hf-matrix chaos bench-data format check-cuda-constraints clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 32
@@ -66,6 +66,11 @@ $(KERNELS_STAMP):
 # One process: importing the packages takes longer than most tests. Warnings are theirs.
 test-kernels: kernels ## the kernels behind the ops, run on a CPU in Triton's interpreter; WRITE=1 writes the table of docs/kernels.md
 	$(call check,pytest: kernels in the interpreter,$(one_thread) TRITON_INTERPRET=1 WRITE=$(WRITE) PYTHONPATH=$(abspath $(VENV))/kernels $(PYTEST) -W ignore tests/kernels)
+
+# Packages look at the device when they are imported, so each architecture has a process.
+gpu-paper: kernels ## what a GPU would run, without one: kernels compiled for sm_80 and sm_90, steps without values (WRITE=1 writes tables)
+	$(call check,pytest: sm_90; steps; graphs,$(one_thread) GPU_PAPER=90 WRITE=$(WRITE) PYTHONPATH=$(abspath $(VENV))/kernels $(PYTEST) -W ignore tests/paper)
+	$(call check,pytest: sm_80,$(one_thread) GPU_PAPER=80 WRITE=$(WRITE) PYTHONPATH=$(abspath $(VENV))/kernels $(PYTEST) -W ignore tests/paper/test_cubins.py)
 
 demo: env ## from text on this machine to a trained, evaluated, exported model (10 minutes on 2 cores)
 	@$(BIN)/python launch/demo.py
@@ -118,6 +123,7 @@ test-all: test ## adds the long tiers
 	$(MAKE) bench-data
 	$(MAKE) test-hf-matrix
 	$(MAKE) test-kernels
+	$(MAKE) gpu-paper
 	$(MAKE) check-cuda-constraints
 
 format: env ## format and mend what ruff can

@@ -1,4 +1,4 @@
-"""What the mixers can learn, as published: a state for parity and arithmetic, a memory for associative recall.
+"""Do the mixers learn what is published of them: a state for parity and arithmetic, a memory for associative recall?
 
     python benchmarks/learning.py                        everything; report/learning/: the runs, tables and pictures of each claim
     python benchmarks/learning.py --only parity          one claim; the same again goes on where it was stopped
@@ -7,7 +7,8 @@
 State (xLSTM, arXiv:2405.04517 sec. 4.1; Merrill et al., arXiv:2404.08819): sLSTM and LSTM find the rules of parity and of sums
 modulo 5 and keep to them at five times the length; attention, Mamba and retention, whose decays are positive (arXiv:2411.12537),
 do not. Recall (Zoology, arXiv:2312.04927): attention and a braid with one layer of it answer all queries; what a recurrent stack
-answers grows with its state.
+answers grows with its state. docs/probes.md has what was found: `parity` and `recall` hold, `modular_sums` and `recall_by_state`
+are not shown.
 
 Every architecture of a claim has the same data, steps, learning rates and seeds; a run ends early only where it has solved the
 task. An architecture's learning rate is the one of least validation loss, over seeds, at sizes that were trained.

@@ -5,7 +5,8 @@
 
 All are trained on the same sequences of token ids (eval/needles/tokens.py), one needle anywhere in noise, at the lengths that the
 grid tests. Attention and a braid with one layer of it are asked to find it wherever it lies; retention with two heads, whose states
-fall to 1/e within 32 and 64 tokens, to find fewer the longer the haystack.
+fall to 1/e within 32 and 64 tokens, to find fewer the longer the haystack. docs/evaluation.md says what was
+found, and what was not.
 """
 
 import argparse

@@ -12,7 +12,7 @@ SITE is a file, or a name in configs/slurm; BRAID_SITE is its default, and `slur
     braid-submit cancel RUN              save, end, and do not start again
     braid-submit resume RUN [words]      go on, with more steps, another schedule or other `slurm.` settings if given
     braid-submit eval RUN TASK,... [words]      a job that evaluates it (slurm/eval.sbatch)
-    braid-submit data RECIPE.yaml FOLDER [words]    a job that prepares a dataset (slurm/data_prep.sbatch)
+    braid-submit data RECIPE.yaml [words]       a job that prepares a dataset (slurm/data_prep.sbatch)
 """
 
 import sys

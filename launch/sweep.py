@@ -11,8 +11,8 @@ most `throttle` at a time, and each is evaluated behind its own end. Without, th
 
     --dry-run                    print the runs, and for a cluster the script
     braid-sweep status SWEEP     the table, also SWEEP/summary.md, table.csv and, for `braid-eval scaling`, table.jsonl
-    braid-sweep resume SWEEP     run what is missing or failed; no other
-    braid-sweep cancel SWEEP     on a cluster
+    braid-sweep resume SWEEP     run what is missing, stopped or failed; no other
+    braid-sweep cancel SWEEP     on a cluster; evaluations that wait stay in the queue
 """
 
 import sys

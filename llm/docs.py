@@ -139,6 +139,8 @@ class Stretch:
     def __init__(self, docs: Docs | None, offset_B: Tensor, first: int, tokens: int, fresh: bool, part: bool = False):
         self.docs, self.offset_B, self.fresh = docs, offset_B, fresh and first == 0
         self.first, self.tokens, self.part = first, tokens, part
+        # those of the stretch; the sequence's own object where the stretch is all of it, so that layers share what it holds
+        self.documents = docs if docs is None or docs.shape[1] == tokens else docs[self.here]
 
     def rows(self, rows: slice) -> "Stretch":
         docs = None if self.docs is None else self.docs.rows(rows)
@@ -147,12 +149,6 @@ class Stretch:
     @property
     def here(self) -> slice:
         return slice(self.first, self.first + self.tokens)
-
-    @cached_property
-    def documents(self) -> Docs | None:
-        """Those of the stretch; the sequence's own object where the stretch is all of it, so that layers share what it holds."""
-        whole = self.docs is None or self.docs.shape[1] == self.tokens
-        return self.docs if whole else self.docs[self.here]  # type: ignore[index]
 
     @property
     def starts_BT(self) -> Tensor | None:

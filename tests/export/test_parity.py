@@ -21,9 +21,10 @@ from llm.init import cast_model
 from llm.mixers import MIXERS
 
 RELOAD = exporter.ROOT / "llm/export/reload.py"
-# runs the file named third, with the folder named second first on the path
+# runs the file named third, with the folder named second, if one is, first on the path
 RUN = (
-    "import runpy, sys; _, site, script, *sys.argv[1:] = sys.argv; sys.path.insert(0, site); runpy.run_path(script, {}, '__main__')"
+    "import runpy, sys; _, site, script, *sys.argv[1:] = sys.argv; sys.path[:0] = filter(None, [site]); "
+    "runpy.run_path(script, {}, '__main__')"
 )
 CASES = {name: ("remote", layers, {}) for name, layers in patterns.REMOTE.items()}
 ALONE = list(MIXERS)
@@ -58,7 +59,7 @@ def differences(cases, low, tokenizer, scratch) -> dict[str, tuple[dict[str, flo
         save_file(expected, file)
         paths += [str(out), str(file)]
     environment = {**os.environ, "HF_MODULES_CACHE": str(scratch), "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-I", "-c", RUN, site or sys.path[-1], str(RELOAD), *paths]
+    command = [sys.executable, "-I", "-c", RUN, site, str(RELOAD), *paths]
     done = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

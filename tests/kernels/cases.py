@@ -87,9 +87,9 @@ def linear_streams(decay: str, K: int = 16, V: int = 16) -> Callable[[int], dict
     return made
 
 
-def ssd_streams(T: int) -> dict[str, Any]:
-    steps = {"step": -decays(B, T, H), "rate": 2 * decays(H), "state": normal(B, H, 16, 16)}
-    return qkv(T, 16, 16, groups=1) | steps
+def ssd_streams(T: int, K: int = 16, V: int = 16) -> dict[str, Any]:
+    steps = {"step": -decays(B, T, H), "rate": 2 * decays(H), "state": normal(B, H, K, V)}
+    return qkv(T, K, V, groups=1) | steps
 
 
 def mlstm_streams(T: int, K: int = 16, V: int = 16) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def error(got: Tensor, want: Tensor) -> float:
 
 def gradients(outputs: list[Tensor], leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(3)
-    weights = [torch.randn(y.shape, generator=generator, dtype=torch.float64) for y in outputs]
+    weights = [torch.randn(y.shape, generator=generator, dtype=torch.float64, device="cpu").to(y.device) for y in outputs]
     return torch.autograd.grad(sum((y.double() * w).sum() for y, w in zip(outputs, weights, strict=True)), leaves)
 
 

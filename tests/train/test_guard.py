@@ -46,7 +46,7 @@ def train_until_stuck(rank: int, words: list[str], how: str) -> None:
 
 @pytest.mark.parametrize("how", ["sleep", pytest.param("stop", marks=pytest.mark.slow)])
 def test_a_hanging_rank_ends_all_with_their_stacks(how: str, words: Words, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    settings = words("train.steps=6", "train.hang_minutes=0.05", "train.checkpoint_every=1", "train.checkpoint_async=false")
+    settings = words("train.steps=6", "train.hang_minutes=0.1", "train.checkpoint_every=1", "train.checkpoint_async=false")
     began = time.monotonic()
     with pytest.raises(RankFailed, match="exit code 77" if how == "sleep" else "rank 0 died with exit code 77"):
         run_ranks(train_until_stuck, 2, settings, how, timeout=80, connect=False)
