@@ -14,8 +14,10 @@ from llm.train.checkpoint import damage, newest_whole
 from llm.train.config import RunConfig
 from llm.train.phases import newest_step
 from llm.train.run_folder import AHEAD, FREE, RunFolder, differences_until, read_config, shown
+from llm.train.whole_file import write_text
 from llm.train.world import World
 
+POINT = "branch_from.json"
 OWN = {"name", "branch_from", "init_from"}
 
 
@@ -48,7 +50,13 @@ def starting_point(config: RunConfig, folder: RunFolder, world: World) -> tuple[
     """
     checkpoint, passed_over = newest_whole(folder.checkpoints, world)
     if checkpoint is None and config.branch_from is not None:
-        return branch_point(config.branch_from, world)
+        # as the run's first start found it: the origin may have gone on since
+        known = folder.path / POINT
+        first = json.loads(known.read_text())["checkpoint"] if world.first and known.is_file() else config.branch_from
+        point, passed_over = branch_point(world.tell(first if Path(first).is_dir() else config.branch_from), world)
+        if world.first:
+            write_text(known, json.dumps({"checkpoint": str(point)}) + "\n")
+        return point, passed_over
     return checkpoint, passed_over
 
 

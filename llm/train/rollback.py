@@ -72,6 +72,8 @@ def hindrance(run: "Run", newest: Path | None) -> str | None:
     """Why the run cannot go back, in words."""
     if newest is None:
         return "there is no checkpoint yet (train.checkpoint_every)"
+    if step_of(newest) >= run.step:
+        return f"{newest}, which the run branches from, is ahead of it"
     if step_of(newest) < run.phase.first:
         return f"{newest} is of an earlier phase than train.phases[{run.phase.number}]"
     settings = run.config.train.bad_steps

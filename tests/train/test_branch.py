@@ -1,6 +1,7 @@
 """Cooldowns from any checkpoint: branching off, or going on with another end, equals having planned that end from the start."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,10 @@ import pytest
 import torch
 
 from llm.testing import run_ranks
+from llm.train.branch import starting_point
 from llm.train.load import load_model
+from llm.train.start import plan
+from llm.train.world import World
 from tests.train.test_resume import records, start
 
 pytestmark = [pytest.mark.multirank, pytest.mark.timeout(200)]
@@ -34,18 +38,33 @@ def starts(rank: int, words: list[str], runs: Path) -> list[str]:
         start([*long, "name=none", f"branch_from={runs / 'nowhere'}"]),
         start([str(runs / "long"), *wsd, *end]),
         start([str(runs / "long"), "train.steps=8"]),
+        twice([*long, "name=late", f"branch_from={runs / 'long'}", *end, "train.steps=20"], runs),
     ]
+
+
+def twice(words: list[str], runs: Path) -> str:
+    """A branch from a run, killed before its first checkpoint, and the run goes on meanwhile: where the second start begins."""
+    config, folder = plan([*words, "train.precision=fp32"])
+    folder.path.mkdir()
+    world = World.from_environment()
+    first, _ = starting_point(config, folder, world)
+    assert first is not None
+    shutil.copytree(first, first.with_name("step-90"))
+    second, _ = starting_point(config, folder, world)
+    shutil.rmtree(first.with_name("step-90"))
+    return f"{first == second} {first.name}"
 
 
 def test_a_cooldown_from_a_checkpoint_equals_one_that_was_planned(
     words: Words, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
     runs = tmp_path / "runs"
-    planned, stable, branch, other, none, longer, shorter = run_ranks(starts, 1, words(), runs, timeout=150)[0]
+    planned, stable, branch, other, none, longer, shorter, late = run_ranks(starts, 1, words(), runs, timeout=150)[0]
     assert (planned, stable, branch, longer) == ("step 16", "step 12", "step 16", "step 16")
     assert "data.sequence_length: 32 -> 16" in other
     assert "a branch may change train.steps and train.schedule alone" in other
     assert none.startswith("CheckpointError")
+    assert late == "True step-16"
     assert "train.steps (8) must be at least 16" in shorter
     assert "train.schedule.kind: 'constant' -> 'wsd'" in capfd.readouterr().out
     whole, long, branched = (values(runs / name) for name in ("planned", "long", "branch"))
