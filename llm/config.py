@@ -6,6 +6,7 @@ the table knows a kind `none`, the field may be left out; where the field's defa
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -177,8 +178,9 @@ def _sentence(error: Exception, prefix: str = "") -> str:
 def _misplaced_list(schema: type, node: DictConfig) -> str | None:
     """The sentence about a list where keys and values belong, which OmegaConf reports without its key; None: there is none."""
     for path, value in _lists(node, ""):
-        if isinstance(OmegaConf.select(OmegaConf.structured(schema), path, throw_on_missing=False), ListConfig):
-            continue
+        with suppress(AttributeError):  # below a plain value
+            if isinstance(OmegaConf.select(OmegaConf.structured(schema), path, throw_on_missing=False), ListConfig):
+                continue
         alone = OmegaConf.create({})
         OmegaConf.update(alone, path, value, force_add=True)
         try:

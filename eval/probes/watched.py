@@ -40,8 +40,10 @@ class Watched(Seq):
         super().__init__(mixer.init_state(x_BTD.shape[0], x_BTD.device, x_BTD.dtype), True, None, x_BTD.shape[1])
         self.seen: dict[str, Seen] = {}
 
-    def linear(self, name, q_BTGK, k_BTGK, v_BTHV, log_decay, *, scale=1.0):
+    def linear(self, name, q_BTGK, k_BTGK, v_BTHV, log_decay, *, scale=1.0, step_BTH=None):
         B, T, H, _ = v_BTHV.shape
+        if step_BTH is not None:
+            log_decay, v_BTHV = log_decay * step_BTH, v_BTHV * step_BTH[..., None]
         state = v_BTHV.new_zeros(B, H, k_BTGK.shape[-1], T)
         y_BTHS, _ = linear.linear(q_BTGK, k_BTGK, _units(v_BTHV), log_decay, state, scale=scale)
         kept = log_decay.expand(B, T, H) if log_decay.ndim < 4 else log_decay
