@@ -162,7 +162,7 @@ def test_every_shipped_experiment_is_well_formed():
     assert files
     for file in files:
         # these go with a model of the user's
-        model = ["model/hybrid-10m.yaml", "model.vocab_size=64"] if file.name.startswith("distill") else []
+        model = ["model/hybrid-10m.yaml", "model.vocab_size=64", "data.manifest=here"] if file.name.startswith("distill") else []
         config = load_config([*model, str(file)])
         config.model.check()
         config.train.check()
