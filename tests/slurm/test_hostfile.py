@@ -34,7 +34,7 @@ PasswordAuthentication no
 PermitRootLogin prohibit-password
 AcceptEnv *
 """
-STEPS = 200
+STEPS = 600
 
 
 @pytest.fixture
