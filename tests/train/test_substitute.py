@@ -14,8 +14,8 @@ from tests.train.conftest import MODEL, TRAIN, VOCABULARY
 from tests.train.test_resume import start
 
 
-def starts(rank: int, words: list[str]) -> list[str]:
-    return [start([*words, f"data.on_corrupt={what}", f"name={what}"]) for what in ("stop", "substitute")]
+def started(rank: int, words: list[str], on_corrupt: str) -> str:
+    return start([*words, f"data.on_corrupt={on_corrupt}", f"name={on_corrupt}"])
 
 
 @pytest.mark.multirank
@@ -27,7 +27,9 @@ def test_a_truncated_shard_stops_the_run_or_is_replaced_and_counted(manifest: Ma
     shard = tmp_path / "data" / writer.finish().shards[1].path
     shard.write_bytes(shard.read_bytes()[:700])
     words = [*MODEL, *TRAIN, f"data.manifest={tmp_path / 'data'}", f"runs={tmp_path / 'runs'}", "train.steps=6"]
-    stopped, replaced = run_ranks(starts, 2, words, timeout=90)[0]
+    # of several ranks only the first would look, and the others wait for it until their launcher ends them
+    stopped = run_ranks(started, 1, words, "stop", timeout=90)[0]
+    replaced = run_ranks(started, 2, words, "substitute", timeout=90)[0]
     assert stopped.startswith("DataError: shard ")
     assert "has 700 bytes where the manifest says" in stopped
     assert replaced == "step 6"
