@@ -51,13 +51,7 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
     config, folder = plan(words)
     config, why = resolved(config, world.device)
     phases = phases_of(config)
-    # one rank of a node looks at their files, and tells the others
-    read = manifests_of(phases) if world.first or world.first_of_node else None
-    if read is not None:
-        check_phases(phases, world.size, read, newest_step(folder.checkpoints))
-    else:
-        for phase in phases:
-            check_ranks(phase.config, world.size)
+    read = looked_at(phases, folder, world)
     kernels.check(config.kernels, ROUTES, world.device)
     kernels.use(config.kernels)
     changed = folder.check_same(config)
@@ -118,6 +112,19 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
     finally:
         if connected:
             world.close()
+
+
+def looked_at(phases: Sequence[Phase], folder: RunFolder, world: World) -> list[Manifest] | None:
+    """The datasets of each phase, with all laws checked, on the rank of a node that looks at their files. None on the others, which
+    are told later and check what needs no dataset. Raises ConfigError, DataError.
+    """
+    if world.first or world.first_of_node:
+        manifests = manifests_of(phases)
+        check_phases(phases, world.size, manifests, newest_step(folder.checkpoints))
+        return manifests
+    for phase in phases:
+        check_ranks(phase.config, world.size)
+    return None
 
 
 def patience(config: RunConfig) -> float:

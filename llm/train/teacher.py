@@ -22,14 +22,20 @@ IMPORTED = "model.yaml"
 
 
 def teacher_config(path: Path) -> ModelConfig:
-    """The model of a run, a checkpoint or an import. Raises ConfigError, CheckpointError."""
+    """The model of a run that has ended, a checkpoint or an import. Raises ConfigError, CheckpointError."""
     if (path / IMPORTED).is_file():
         values = OmegaConf.to_container(OmegaConf.load(path / IMPORTED))
         return build(ModelConfig, values["model"], model_kinds(""))  # type: ignore[index,call-overload,arg-type]
     checkpoint = next(iter(files.checkpoints(RunFolder(path).checkpoints)), path)
     if not (checkpoint / files.PROGRESS).is_file():
         raise CheckpointError(f"train.distill.teacher ({path}) holds no model; name a run, a checkpoint or an import")
-    return what_it_is(checkpoint)[0].model
+    config, info = what_it_is(checkpoint)
+    if checkpoint != path and info.step < config.train.steps:
+        raise ConfigError(
+            f"train.distill.teacher ({path}) is a run at step {info.step} of {config.train.steps}, whose newest checkpoint may be "
+            f"another at the next start; name one: {checkpoint}"
+        )
+    return config.model
 
 
 def check_teacher(config: RunConfig, world_size: int) -> None:

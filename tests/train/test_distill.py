@@ -1,7 +1,7 @@
 """Distillation: what a layer or a whole model learns from a teacher, over ranks and ZeRO stages; what cannot be is refused."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from llm.testing import run_ranks
 from llm.train.config import load_config
 from llm.train.distill import Distillation, DistillConfig, relative_error
 from llm.train.load import load_model
-from llm.train.teacher import check_teacher
+from llm.train.teacher import check_teacher, teacher_config
+from tests.eval.writing import small_config, write_run
 from tests.train.conftest import TRAIN, VOCABULARY
 from tests.train.test_resume import records, start
 
@@ -179,6 +180,15 @@ def test_the_recipes_load(match: str, words: Words, tmp_path: Path) -> None:
     config.train.check()
     assert (config.train.distill.teacher, config.train.distill.match) == ("imports/base", match)
     assert config.init_from == {"mixers": "imports/hybrid", "logits": "runs/distill-mixers"}[match]
+
+
+def test_a_run_that_still_learns_teaches_by_a_checkpoint_that_is_named(tmp_path: Path) -> None:
+    ended = small_config(TEACHER)
+    assert teacher_config(write_run(tmp_path / "ended", ended, b"")) == TEACHER
+    going = write_run(tmp_path / "going", replace(ended, train=replace(ended.train, steps=5)), b"")
+    with pytest.raises(ConfigError, match=r"teacher \(.*going\) is a run at step 3 of 5, .* name one: .*going/checkpoints/step-3$"):
+        teacher_config(going)
+    assert teacher_config(going / "checkpoints" / "step-3") == TEACHER
 
 
 def test_its_memory_is_told_before_it_runs(words: Words) -> None:
