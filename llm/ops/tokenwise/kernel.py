@@ -71,10 +71,8 @@ def rotary(x_BTHK: Tensor, cos_BTk: Tensor, sin_BTk: Tensor, *, at: None) -> Ten
 
 
 def _one_dtype(facts: Facts) -> str | None:
-    first, second = facts.special.get("dtypes", (None, None))
-    return (
-        None if first == second else f"takes gate and stream in one dtype, not {kernels.NAMES[first]} and {kernels.NAMES[second]}"
-    )
+    names = [kernels.NAMES[dtype] for dtype in dict.fromkeys(facts.special.get("dtypes", ()))]
+    return f"takes gate and stream in one dtype, not in {' and '.join(names)}" if len(names) > 1 else None
 
 
 def _few_blocks(facts: Facts) -> str | None:
