@@ -16,9 +16,11 @@ import argparse
 import os
 from collections.abc import Iterator
 
+import torch
 import torch.distributed as dist
 
 from launch.ranks import settle, without_local_rank
+from llm.compile import check_compiler
 from llm.errors import BraidError
 from llm.generate import Sampling, generate_text
 from llm.parallel import Ranks
@@ -35,19 +37,23 @@ def main(argv: list[str] | None = None) -> int:
     for name, default in vars(Sampling()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"default {default}")
     parser.add_argument("--device", help="cpu, cuda, ...; by default this rank's GPU where there is one")
+    parser.add_argument("--compile", action="store_true", help="compile the step of one token first, for many of them")
     words = parser.parse_args(without_local_rank(sys.argv[1:] if argv is None else argv))
     try:
         settle()
         world = World.from_environment()
-        model, _, info = load_model(words.run, words.device or world.device)
+        device = torch.device(words.device or world.device)
+        if words.compile:
+            check_compiler("--compile", device)
+        model, _, info = load_model(words.run, device)
         sampling = Sampling(words.tokens, words.temperature, words.top_p, words.seed)
         sampling.check()
         if world.size == 1:
-            write(generate_text(model, info.tokenizer, words.prompt, sampling))
+            write(generate_text(model, info.tokenizer, words.prompt, sampling, words.compile))
         else:
             dist.init_process_group("nccl" if model.embedding.is_cuda else "gloo")
             split = SplitDecoder(model, Ranks(world.rank, world.size))
-            write(generate_text(split, info.tokenizer, words.prompt, sampling), world.first)
+            write(generate_text(split, info.tokenizer, words.prompt, sampling, words.compile), world.first)
             world.close()
     except BraidError as error:
         if os.environ.get("RANK", "0") == "0":

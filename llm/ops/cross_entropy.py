@@ -39,30 +39,31 @@ def _slices(
     for first in range(0, len(hidden), SLICE):
         part = slice(first, first + SLICE)
         h, label = hidden[part], labels[part]
-        logits, settings = h @ weight.T, {"z_loss": z_loss, "cap": cap, "gradient": dhidden is not None}
-        run = kernel_of("cross_entropy", None, logits, label, ignored=IGNORED, **settings)
-        if run is None:
-            nats, log_total, dlogits = _of_logits(logits, label, **settings)
-        else:
-            nats, log_total, dlogits = run(logits, label, ignored=IGNORED, at=None, **settings)
+        logits = h @ weight.T
+        settings: dict[str, Any] = {"ignored": IGNORED, "z_loss": z_loss, "cap": cap, "gradient": dhidden is not None}
+        run = kernel_of("cross_entropy", None, logits, label, **settings) or _of_logits
+        nats, log_total, dlogits = run(logits, label, **settings, at=None)
         loss += nats.sum()
         squares += (log_total.square() * (label != IGNORED)).sum()
-        if dhidden is not None and dweight is not None:
+        if dlogits is not None and dhidden is not None and dweight is not None:
             dhidden[part] = dlogits @ weight
             dweight += dlogits.T @ h
     return loss, squares
 
 
 def _of_logits(
-    logits: Tensor, labels: Tensor, z_loss: float, cap: float | None, gradient: bool
+    logits: Tensor, labels: Tensor, *, ignored: int, z_loss: float, cap: float | None, gradient: bool, at: None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(nats, 0 where the label is not scored; log Z; the gradient of nats and z-loss, in the dtype of the logits), uncapped."""
+    """Of each token: nats, 0 where the label is not scored; log Z; the gradient of nats and z-loss, in the logits' dtype.
+
+    The logits, before a cap, are given up.
+    """
     dtype = logits.dtype
     logits = logits.to(accumulator(dtype))
     if cap is not None:
         logits = logits.div_(cap).tanh_().mul_(cap)
     log_total = logits.logsumexp(-1, keepdim=True)
-    scored, target = (labels != IGNORED)[:, None], labels.clamp(min=0)[:, None]
+    scored, target = (labels != ignored)[:, None], labels.clamp(min=0)[:, None]
     nats = (log_total - logits.gather(1, target)) * scored
     if not gradient:
         return nats[:, 0], log_total[:, 0], None

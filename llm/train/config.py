@@ -49,6 +49,7 @@ class TrainConfig:
     z_loss: float = 0.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     activation_checkpointing: bool = False
+    compile_blocks: bool = False
     log_every: int = 10
     validate_every: int = 0
     validation_sequences: int | None = None
@@ -281,6 +282,11 @@ def check_ranks(config: RunConfig, world_size: int) -> None:
         raise ConfigError(
             "train.precision (bf16) needs float32 master weights, which ZeRO stage 0 does not keep; "
             "set parallel.zero=1, or train.precision=fp32"
+        )
+    if config.train.compile_blocks and config.parallel.zero == 3:
+        raise ConfigError(
+            "train.compile_blocks (true) traces blocks with their weights, which parallel.zero (3) gathers in hooks around each "
+            "part of a block; use parallel.zero=1, or train.compile_blocks=false"
         )
     if config.parallel.offload != "none" and config.train.optimizer.kind == "muon":
         raise ConfigError(

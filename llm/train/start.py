@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from llm.compile import check_compiler
 from llm.cost import model_cost
 from llm.data import Manifest
 from llm.errors import BraidError, ConfigError, DataError
@@ -54,6 +55,8 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
     read = looked_at(phases, folder, world)
     kernels.check(config.kernels, ROUTES, world.device)
     kernels.use(config.kernels)
+    if any(phase.config.train.compile_blocks for phase in phases):
+        check_compiler("train.compile_blocks (true)", world.device)
     changed = folder.check_same(config)
     folder.check_stop()
     check_sources(config, folder, phases, world.size, reads=world.first)

@@ -177,9 +177,9 @@ def head_norm_streams(bias: bool, V: int = 16) -> Callable[[int], dict[str, Any]
     return lambda T: {"x": 1 + normal(B, T, H, V), "weight": 1 + 0.1 * normal(H, V), "bias": normal(H, V) if bias else None}
 
 
-def rotary_streams(K: int) -> Callable[[int], dict[str, Any]]:
-    """Positions as they are behind a state and in documents."""
-    return lambda T: {"x": normal(B, T, H, K), "position": torch.randint(3000, (B, T))}
+def rotary_streams(K: int, rows: int = B) -> Callable[[int], dict[str, Any]]:
+    """Positions as they are behind a state and in documents, or the same in every row."""
+    return lambda T: {"x": normal(B, T, H, K), "position": torch.randint(3000, (rows, T))}
 
 
 def swiglu_streams(T: int, width: int = 40) -> dict[str, Any]:

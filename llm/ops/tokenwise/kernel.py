@@ -65,8 +65,11 @@ def loss(
 
 
 def rotary(x_BTHK: Tensor, cos_BTk: Tensor, sin_BTk: Tensor, *, at: None) -> Tensor:
-    """The batch as one row whose every token has a line of the table: documents and offsets need no telling."""
-    table = cos_BTk.flatten(0, 1), sin_BTk.flatten(0, 1)
+    """The batch as one row whose every token has a line of the table: documents and offsets need no telling.
+
+    A table of one row is every row's.
+    """
+    table = (x.expand(*x_BTHK.shape[:2], -1).flatten(0, 1) for x in (cos_BTk, sin_BTk))
     return kernels.entry(ROTARY)(x_BTHK.flatten(0, 1)[None], *table).view_as(x_BTHK)
 
 
