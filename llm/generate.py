@@ -76,7 +76,7 @@ def generate(
             return
         assert out.logits is not None
         logits_Z, state = out.logits[0, 0], out.state
-        steady = Decoding(getattr(model, "decoder", model), state, sampling.tokens) if compiled else None
+        steady = Decoding(model.decoder if isinstance(model, SplitDecoder) else model, state, sampling.tokens) if compiled else None
         for n in range(sampling.tokens):
             token = choose(logits_Z, sampling, generator)
             if token == stop:

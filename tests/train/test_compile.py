@@ -62,7 +62,7 @@ def graphs() -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore:The .grad attribute:UserWarning")
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("again", [False, True], ids=["kept", "checkpointing"])
 @pytest.mark.parametrize("names", ["a", "axm", "st"])
