@@ -44,8 +44,9 @@ def gradients(model: Decoder, seed: int) -> dict[str, torch.Tensor]:
 
 
 def distances(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Relative."""
-    return {name: ((got[name] - x).norm() / x.norm()).item() for name, x in want.items()}
+    """Relative; a gradient that should be 0 (of a gauge) to the largest."""
+    least = 1e-4 * max(x.norm() for x in want.values())
+    return {name: ((got[name] - x).norm() / x.norm().clamp(min=least)).item() for name, x in want.items()}
 
 
 @contextlib.contextmanager
