@@ -16,7 +16,6 @@ import argparse
 import os
 from collections.abc import Iterator
 
-import torch
 import torch.distributed as dist
 
 from launch.ranks import settle, without_local_rank
@@ -42,10 +41,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         settle()
         world = World.from_environment()
-        device = torch.device(words.device or world.device)
+        model, _, info = load_model(words.run, words.device or world.device)
         if words.compile:
-            check_compiler("--compile", device)
-        model, _, info = load_model(words.run, device)
+            check_compiler("--compile", model.embedding.device)
         sampling = Sampling(words.tokens, words.temperature, words.top_p, words.seed)
         sampling.check()
         if world.size == 1:
