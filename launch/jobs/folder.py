@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.nodes.bad_nodes import bad_nodes
+from llm.train.exits import STOP
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class JobFolder:
 
     @property
     def stop(self) -> Path:
-        return self.path / "stop"
+        return self.path / STOP
 
     @property
     def logs(self) -> Path:

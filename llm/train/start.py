@@ -24,6 +24,7 @@ from llm.train.exits import Outcome
 from llm.train.failures import LostRanks, in_words
 from llm.train.guard import PATIENCE, Guard
 from llm.train.init_from import check_source
+from llm.train.owner import take
 from llm.train.phases import Phase, check_phases, manifests_of, newest_step, phases_of
 from llm.train.precision import resolved
 from llm.train.run_folder import AHEAD, FREE, RunFolder
@@ -70,6 +71,7 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
 
     startup.done("imports")
     guard = Guard(folder, world, config.train.hang_minutes, StopRequest(config.train.max_minutes, began))
+    hold = take(folder.path) if world.first else None
     connected = world.connect(patience(config))
     try:
         manifests = agree(read, world)
@@ -110,6 +112,8 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
             raise
         raise known from error
     finally:
+        if hold is not None:
+            hold.release()
         if connected:
             world.close()
 
