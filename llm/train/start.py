@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from llm.config import is_override
 from llm.cost import model_cost
 from llm.data import Manifest
 from llm.errors import BraidError, ConfigError, DataError
@@ -154,7 +155,7 @@ def agree(manifests: Sequence[Manifest] | None, world: World) -> Sequence[Manife
 
 def plan(words: Sequence[str]) -> tuple[RunConfig, RunFolder]:
     """The config and folder that the words name. Raises ConfigError."""
-    folders = [word for word in words if "=" not in word and Path(word).is_dir()]
+    folders = [word for word in words if not is_override(word) and Path(word).is_dir()]
     if not folders:
         if not words:
             raise ConfigError("no config is given; name FILE.yaml... key.path=value..., or a run folder to resume")
