@@ -35,9 +35,11 @@ def render(site: Site, folder: JobFolder, task: Task, workplace: Path, exclude: 
 
 
 def job_name(folder: JobFolder, task: Task) -> str:
-    """Jobs of one name run one after the other (singleton), so it is of this folder alone, whatever others' names are."""
+    """Jobs of one name run one after the other (singleton), so it is of this folder alone, whatever others' names are. SLURM's
+    commands take names in lists, with commas.
+    """
     suffix = "" if task.script == "pretrain" else f"-{task.script}"
-    return f"{folder.path.name}-{sha256(str(folder.path).encode()).hexdigest()[:6]}{suffix}"
+    return f"{re.sub(r'[^A-Za-z0-9.+_=-]', '_', folder.path.name)}-{sha256(str(folder.path).encode()).hexdigest()[:6]}{suffix}"
 
 
 def sbatch_options(site: Site, folder: JobFolder, task: Task, workplace: Path, exclude: Sequence[str]) -> list[str]:
