@@ -82,7 +82,7 @@ def settings_of(site: Site, folder: JobFolder, task: Task) -> dict[str, str | in
         "RESTART": site.restart,
         "LIMITS": [f"--{name}={value}" for name, value in limits.items()],
         "HEALTH": site.health.options() if site.health.seconds else [],
-        "WATCH": [f"--silence={site.silence_minutes:g}"] if site.silence_minutes else [],
+        "WATCH": [f"--silence={site.silence_minutes:g}", f"--start={site.start_minutes:g}"] if site.silence_minutes else [],
         "WORDS": list(task.words),
         "SRUN": pyxis(site),
         "INSIDE": apptainer(site),
