@@ -36,7 +36,7 @@ class Held(BraidError):
 
 @dataclass(frozen=True)
 class Owner:
-    """place: where process numbers mean the same, a boot of a machine and a namespace. began: the process's, in ticks since then."""
+    """place: where process numbers mean the same, a boot of a machine and a namespace. began: the process, in ticks since then."""
 
     host: str
     pid: int
