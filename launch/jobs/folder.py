@@ -24,7 +24,7 @@ from llm.train.exits import STOP
 
 @dataclass(frozen=True)
 class Job:
-    """script: `pretrain`, `eval` or `data_prep`. submitted: seconds since 1970. workplace: where relative paths of its config begin."""
+    """script: `pretrain`, `eval` or `data_prep`. submitted: seconds since 1970. workplace: where relative paths begin."""
 
     job: str
     script: str

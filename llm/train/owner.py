@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event, Thread
 
-from llm.errors import BraidError
+from llm.errors import BraidError, CheckpointError
 from llm.train.exits import STOP, Outcome
 
 NAME, HEARTBEAT = "owner.json", "heartbeat"
@@ -36,7 +36,9 @@ class Held(BraidError):
 
 @dataclass(frozen=True)
 class Owner:
-    """place: where process numbers mean the same, a boot of a machine and a namespace. began: the process's, in ticks since boot."""
+    """place: where process numbers mean the same, a boot of a machine and a namespace. began: the process, in ticks since then.
+    folder: the run folder's inode, which a copy of it does not have.
+    """
 
     host: str
     pid: int
@@ -44,12 +46,13 @@ class Owner:
     since: float
     place: str
     began: str | None
+    folder: int
 
     @classmethod
-    def this(cls) -> "Owner":
+    def this(cls, run: Path) -> "Owner":
         """This process, from now on."""
-        pid = os.getpid()
-        return cls(socket.gethostname(), pid, os.environ.get("SLURM_JOB_ID"), time.time(), place(), began(pid))
+        pid, job = os.getpid(), os.environ.get("SLURM_JOB_ID")
+        return cls(socket.gethostname(), pid, job, time.time(), place(), began(pid), run.stat().st_ino)
 
     def __str__(self) -> str:
         job = f" of job {self.job}" if self.job else ""
@@ -102,19 +105,23 @@ class Hold:
 def take(run: Path) -> Hold:
     """Own a run folder, which is made if it is not there. What ranks of a start that is over left in `heartbeat` is removed.
 
-    Raises Held where another start trains the run.
+    Raises Held where another start trains the run, CheckpointError where no folder can be made.
     """
-    mine = Owner.this()
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        mine = Owner.this(run)
+    except OSError as error:
+        raise CheckpointError(f"run folder {run} cannot be made ({error}); make room, or choose another with runs=FOLDER") from None
     # a disk that is full is told by what fills it
     with suppress(OSError):
-        run.mkdir(parents=True, exist_ok=True)
         while not write(run, mine):
             try:
                 left = wait_until_free(run)
             except Held as held:
                 Outcome(held.status, 0, str(held), str(run), trained=False).tell()
                 raise
-            if left is not None and look(run) == left:
+            now = look(run)
+            if left is not None and now is not None and now.owner == left.owner:
                 (run / NAME).unlink(missing_ok=True)
         for path in (run / HEARTBEAT).glob("rank-*"):
             path.unlink(missing_ok=True)
@@ -137,7 +144,7 @@ def wait_until_free(run: Path) -> Seen | None:
         waited = time.monotonic() - looked
         here = seen.owner is not None and seen.owner.place == place()
         if over(run, seen) or (waited > OVER and not here):
-            return look(run)
+            return seen
         # a process here that renews nothing may be suspended
         if seen.owner != first.owner or seen.renewed > first.renewed or waited > OVER:
             raise Held(
@@ -152,7 +159,8 @@ def wait_until_free(run: Path) -> Seen | None:
 def over(run: Path, seen: Seen) -> bool:
     """Whether an owner is known to have ended."""
     if seen.owner is not None and seen.owner.place == place():
-        return seen.owner.pid == os.getpid() or began(seen.owner.pid) != seen.owner.began
+        ended = seen.owner.pid == os.getpid() or began(seen.owner.pid) != seen.owner.began
+        return ended or seen.owner.folder != run.stat().st_ino
     now = time.time()
     # in the time of the file server, unless its disk is full
     with suppress(OSError), tempfile.NamedTemporaryFile(dir=run, prefix=".owner-") as fresh:

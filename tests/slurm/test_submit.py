@@ -194,7 +194,7 @@ def test_a_run_that_is_trained_outside_of_the_queue_is_not_submitted(words, queu
     monkeypatch.setattr(owner, "OVER", 0.1)
     run.mkdir(parents=True)
     (run / owner.NAME).write_text(
-        json.dumps(asdict(replace(owner.Owner.this(), pid=os.getppid(), began=owner.began(os.getppid()))))
+        json.dumps(asdict(replace(owner.Owner.this(run), pid=os.getppid(), began=owner.began(os.getppid()))))
     )
     status, _, told = said(capsys, "--site", "site.yaml", *words, "slurm.gpus_per_node=1")
     assert status == 1

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,6 +108,12 @@ def test_after_a_kill_the_next_start_waits_for_nothing_and_finds_no_heartbeats(h
     assert look(run) is None
 
 
+def test_a_copy_of_a_run_under_way_is_nobody_s(held, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(owner, "OVER", 1e9)
+    shutil.copytree(tmp_path / "runs" / "tiny", tmp_path / "runs" / "copy")
+    take(tmp_path / "runs" / "copy").release()
+
+
 def test_from_another_host_renewals_say_that_it_lives(held, tmp_path, monkeypatch) -> None:
     run = tmp_path / "runs" / "tiny"
     monkeypatch.setattr(owner, "place", lambda: "another boot")
@@ -141,7 +148,7 @@ def test_a_damaged_file_is_nobody_s(text: str, tmp_path: Path) -> None:
 
 
 def test_a_process_of_the_same_number_is_another(tmp_path: Path) -> None:
-    former = replace(Owner.this(), pid=os.getppid(), began="1")
+    former = replace(Owner.this(tmp_path), pid=os.getppid(), began="1")
     (tmp_path / owner.NAME).write_text(json.dumps(asdict(former)))
     take(tmp_path).release()
 
