@@ -111,7 +111,7 @@ def test_the_time_limit(runs: Runs) -> None:
     ended = runs.end_start("run", 0, timeout=300)
     assert (ended["status"], ended["verdict"]) == (75, "later")
     assert ended["asked"] == "USR1" or ended["out_of_time"]
-    assert runs.cluster.job(job)["Restarts"] == "1"
+    wait_until(lambda: runs.cluster.job(job)["Restarts"] == "1", 60, "the job is queued again")
 
 
 def test_a_run_that_fails_at_one_step_is_given_up(runs: Runs) -> None:
