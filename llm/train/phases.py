@@ -22,7 +22,8 @@ from llm.data.permutation import source_key
 from llm.errors import ConfigError, DataError
 from llm.model import Decoder
 from llm.train import checkpoint_files as files
-from llm.train.config import RunConfig, check, configs_of_phases, naming, steps_of_phases
+from llm.train.config import RunConfig, configs_of_phases, naming, steps_of_phases
+from llm.train.laws import check
 from llm.train.schedule import learning_rate
 
 

@@ -19,11 +19,12 @@ from llm.ops import kernels
 from llm.ops.routes import ROUTES
 from llm.train.branch import check_branch
 from llm.train.checkpoint_files import FILES, checkpoints
-from llm.train.config import RunConfig, check_ranks, load_config, naming
+from llm.train.config import RunConfig, load_config, naming
 from llm.train.exits import Outcome
 from llm.train.failures import LostRanks, in_words
 from llm.train.guard import PATIENCE, Guard
 from llm.train.init_from import check_source
+from llm.train.laws import check_ranks
 from llm.train.phases import Phase, check_phases, manifests_of, newest_step, phases_of
 from llm.train.precision import resolved
 from llm.train.run_folder import AHEAD, FREE, RunFolder

@@ -10,8 +10,9 @@ from llm.config import build
 from llm.errors import CheckpointError, ConfigError
 from llm.model import Decoder, ModelConfig, model_kinds
 from llm.train import checkpoint_files as files
-from llm.train.config import RunConfig, check_sequence
+from llm.train.config import RunConfig
 from llm.train.distill import Distillation, replaced_layers
+from llm.train.laws import check_sequence
 from llm.train.load import filled, load_model, what_it_is
 from llm.train.precision import casts_model
 from llm.train.run_folder import RunFolder
