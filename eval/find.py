@@ -15,6 +15,8 @@ from llm.data import DataConfig
 from llm.data.manifest import NAME as MANIFEST
 from llm.data.remote import is_remote
 from llm.errors import CheckpointError
+from llm.ops.kernels import KernelsConfig, say
+from llm.ops.routes import set_routes_of_run
 from llm.train import checkpoint_files as files
 from llm.train.load import find_checkpoint, load_model, what_it_is
 from llm.train.world import World
@@ -27,7 +29,7 @@ MODES = ("parallel", "recurrent")
 @dataclass(frozen=True)
 class Reading:
     """How models are read. recurrent: token by token from the state. trust: code in a Hugging Face folder may run. split: all ranks
-    read text together; otherwise it is dealt out to them.
+    read text together; otherwise it is dealt out to them. kernels: kernels.FAMILY=NAME, which come before the run's own.
     """
 
     device: torch.device
@@ -35,12 +37,14 @@ class Reading:
     mode: Literal["parallel", "recurrent"] = "parallel"
     trust: bool = False
     split: bool = False
+    kernels: tuple[str, ...] = ()
 
     @property
     def said(self) -> dict[str, str]:
         """For reports."""
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-        return {"device": device, "dtype": self.dtype, "mode": self.mode}
+        found = {"device": device, "dtype": self.dtype, "mode": self.mode}
+        return found | {"kernels": " ".join(self.kernels)} if self.kernels else found
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,7 @@ def _find_hugging_face(folder: Path) -> Found:
 
 def _load_checkpoint(checkpoint: Path, reading: Reading) -> tuple[LanguageModel, DataConfig, Trained]:
     decoder, config, info = load_model(checkpoint, reading.device, DTYPES[reading.dtype])
+    set_routes_of_run(config.kernels, reading.device, reading.kernels)
     data = replace(config.data, manifest=str(located(config.data.manifest, checkpoint)))
     batch = config.train.batch
     model = BraidModel(decoder, info.tokenizer, data.sequence_length)
@@ -115,6 +120,9 @@ def _load_hugging_face(folder: Path, reading: Reading) -> tuple[LanguageModel, D
     from eval.models.hugging_face import load_folder
 
     model = load_folder(folder, reading.device, DTYPES[reading.dtype], reading.trust)
+    set_routes_of_run(KernelsConfig(), reading.device, reading.kernels)
+    if reading.kernels and not isinstance(model, BraidModel):
+        say(f"{' '.join(reading.kernels)}: no effect on {folder}, whose ops are transformers' own")
     dataset = trained_on(folder)
     return model, None if dataset is None else DataConfig(str(located(dataset, folder))), None
 

@@ -15,8 +15,7 @@ import torch
 from llm.cost import model_cost
 from llm.data import Manifest
 from llm.errors import BraidError, ConfigError, DataError
-from llm.ops import kernels
-from llm.ops.routes import ROUTES
+from llm.ops.routes import set_routes
 from llm.train.branch import check_branch
 from llm.train.checkpoint_files import FILES, checkpoints
 from llm.train.config import RunConfig, load_config, naming
@@ -53,8 +52,7 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
     config, why = resolved(config, world.device)
     phases = phases_of(config)
     read = looked_at(phases, folder, world)
-    kernels.check(config.kernels, ROUTES, world.device)
-    kernels.use(config.kernels)
+    set_routes(config.kernels, world.device)
     changed = folder.check_same(config)
     folder.check_stop()
     check_sources(config, folder, phases, world.size, reads=world.first)
