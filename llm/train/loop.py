@@ -70,7 +70,7 @@ def train(
     phases: Sequence[Phase],
     folder: RunFolder,
     world: World,
-    manifests: Sequence[Manifest],
+    manifests: Sequence[Manifest | None],
     guard: Guard,
     startup: StartUp,
     evaluations: Sequence[Evaluation | None] = (None,),
@@ -86,7 +86,7 @@ def train(
         say(world, *passed_over)
         start = start_of(phases, manifests, checkpoint)
         number = start.phase.number
-        outcome = train_phase(start, folder, world, manifests[number], guard, startup, evaluations[number])
+        outcome = train_phase(start, folder, world, guard, startup, evaluations[number])
         if outcome.status != DONE or outcome.step == config.train.steps:
             return outcome
         guard.beat(outcome.step + 1, "the next phase", PATIENCE)
@@ -99,7 +99,6 @@ def train_phase(
     start: Start,
     folder: RunFolder,
     world: World,
-    manifest: Manifest,
     guard: Guard,
     startup: StartUp,
     evaluate: Evaluation | None,
@@ -134,7 +133,7 @@ def train_phase(
     saver = Saver(folder, config, world, phase, start.began)
     try:
         writer = Writer(folder, config.train.steps, start.step, config.train.tensorboard) if world.first else None
-        held_out = held_out_batches(config, world, manifest)
+        held_out = held_out_batches(config, world, stream.manifest)
         carried = Carried.of(config, batches)
         if carried is not None and checkpoint is not None and start.same_states:
             carried.load(checkpoint, world)

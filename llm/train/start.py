@@ -73,7 +73,7 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
     try:
         manifests = agree(read, world)
         if world.first:
-            folder.write(config, manifests[0])
+            folder.write(config, next(filter(None, manifests)))
         world.barrier()
         startup.done("groups")
         parameters = model_cost(config.model, config.data.sequence_length).parameters
@@ -113,13 +113,14 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
             world.close()
 
 
-def looked_at(phases: Sequence[Phase], folder: RunFolder, world: World) -> list[Manifest] | None:
+def looked_at(phases: Sequence[Phase], folder: RunFolder, world: World) -> list[Manifest | None] | None:
     """The datasets of each phase, with all laws checked, on the rank of a node that looks at their files. None on the others, which
     are told later and check what needs no dataset. Raises ConfigError, DataError.
     """
     if world.first or world.first_of_node:
-        manifests = manifests_of(phases)
-        check_phases(phases, world.size, manifests, newest_step(folder.checkpoints))
+        step = newest_step(folder.checkpoints)
+        manifests = manifests_of(phases, step)
+        check_phases(phases, world.size, manifests, step, folder.tokenizer)
         return manifests
     for phase in phases:
         check_ranks(phase.config, world.size)
@@ -132,18 +133,19 @@ def patience(config: RunConfig) -> float:
     return max(30, PATIENCE * train.hang_minutes + train.evaluate.minutes + 15) if train.hang_minutes else 24 * 60
 
 
-def agree(manifests: Sequence[Manifest] | None, world: World) -> Sequence[Manifest]:
+def agree(manifests: Sequence[Manifest | None] | None, world: World) -> Sequence[Manifest | None]:
     """The datasets of all ranks, also of those that read none. Raise DataError on every rank unless those that did read the same:
     one elsewhere may change while they start.
     """
-    told = world.gather(manifests and [manifest.hash for manifest in manifests])
-    other = next((rank for rank, hashes in enumerate(told) if hashes not in (told[0], None)), None)
-    if other is not None:
-        first, second = next((a, b) for a, b in zip(told[0], told[other], strict=True) if a != b)
-        raise DataError(
-            f"data.manifest is {first[:12]} on rank 0 and {second[:12]} on rank {other}, and must be one dataset; "
-            "start again when its upload is complete, and copies of it are the same on every node"
-        )
+    first, *others = world.gather(manifests and [manifest and manifest.hash for manifest in manifests])
+    for rank, hashes in enumerate(others, 1):
+        for a, b in zip(first, hashes or first, strict=True):
+            # one that no rank needs may be gone on some nodes
+            if a != b and a and b:
+                raise DataError(
+                    f"data.manifest is {a[:12]} on rank 0 and {b[:12]} on rank {rank}, and must be one dataset; "
+                    "start again when its upload is complete, and copies of it are the same on every node"
+                )
     return world.tell(manifests)
 
 

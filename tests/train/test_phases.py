@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shutil
 import signal
 import weakref
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from llm.testing import run_ranks
 from llm.train import checkpoint_files as files
 from llm.train.load import load_model
 from llm.train.run_folder import RunFolder
-from tests.train.conftest import MODEL, TRAIN, VOCABULARY
+from tests.train.conftest import MODEL, TRAIN, VOCABULARY, write_dataset
 from tests.train.test_carried import WINDOWED
 from tests.train.test_resume import records, start, stop_after
 
@@ -118,6 +119,17 @@ def starts(rank: int, words: list[str], runs: Path) -> dict[str, Any]:
     point = f"branch_from={runs / 'whole/checkpoints/step-8'}"
     said["branch"] = start([*words, other, "parallel.zero=2", "name=branch", point])
     said["other past"] = start([*words, PHASES.replace("code: 3", "code: 2"), "name=no", point])
+    # a dataset that no later phase reads is gone when the run goes on, at the border and behind it
+    gone = write_dataset(runs / "gone", ["text"]).root
+    settings = [*words, f"train.phases=[{{steps: 3, data: {{manifest: {gone}}}}},{{steps: 3}}]", "train.checkpoint_every=1"]
+    said["kept"] = start([*settings, "name=kept"])
+    stop_after(3)
+    said["border"] = start([*settings, "name=moved"])
+    shutil.rmtree(gone)
+    stop_after(4)
+    said["behind"] = start([str(runs / "moved")])
+    Batches.__next__ = TAKE  # type: ignore[method-assign]
+    said["end"] = start([str(runs / "moved")])
     return said
 
 
@@ -134,6 +146,8 @@ def test_borders_change_nothing_but_what_they_say(words: Words, tmp_path: Path) 
     runs = tmp_path / "runs"
     (said,) = run_ranks(starts, 1, words(), runs, timeout=250)
     assert [said[name] for name in ("whole", "stopped", "cut", "branch")] == ["step 16", "step 6", "step 16", "step 20"]
+    assert [said[name] for name in ("kept", "border", "behind", "end")] == ["step 6", "step 3", "step 4", "step 6"]
+    assert records(runs / "moved") == records(runs / "kept")
     assert "train.phases[1].data.mixture.code: 3.0 -> 2.0" in said["other past"]
     assert said["alive"] == [0, 0, 0]
     whole = records(runs / "whole")
