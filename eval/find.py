@@ -19,6 +19,8 @@ from llm.ops.kernels import KernelsConfig, say
 from llm.ops.routes import set_routes_of_run
 from llm.train import checkpoint_files as files
 from llm.train.load import find_checkpoint, load_model, what_it_is
+from llm.train.phases import Phase, phases_of
+from llm.train.run_folder import read_config
 from llm.train.world import World
 
 HUGGING_FACE = "config.json"
@@ -108,11 +110,9 @@ def _find_hugging_face(folder: Path) -> Found:
 def _load_checkpoint(checkpoint: Path, reading: Reading) -> tuple[LanguageModel, DataConfig, Trained]:
     decoder, config, info = load_model(checkpoint, reading.device, DTYPES[reading.dtype])
     set_routes_of_run(config.kernels, reading.device, reading.kernels)
-    data = replace(config.data, manifest=str(located(config.data.manifest, checkpoint)))
-    batch = config.train.batch
-    model = BraidModel(decoder, info.tokenizer, data.sequence_length)
-    # of a run with phases as many tokens, as if all were read in the last one's order
-    return model, data, Trained(data, config.seed, batch, info.tokens // data.sequence_length, info.quarantine)
+    phases = [_located(phase, checkpoint) for phase in phases_of(read_config(checkpoint / files.CONFIG))[: len(info.began)]]
+    model = BraidModel(decoder, info.tokenizer, config.data.sequence_length)
+    return model, phases[-1].config.data, Trained(phases, info.began, info.consumed, info.quarantine)
 
 
 def _load_hugging_face(folder: Path, reading: Reading) -> tuple[LanguageModel, DataConfig | None, None]:
@@ -125,6 +125,12 @@ def _load_hugging_face(folder: Path, reading: Reading) -> tuple[LanguageModel, D
         say(f"{' '.join(reading.kernels)}: no effect on {folder}, whose ops are transformers' own")
     dataset = trained_on(folder)
     return model, None if dataset is None else DataConfig(str(located(dataset, folder))), None
+
+
+def _located(phase: Phase, beside: Path) -> Phase:
+    """With the dataset where it is found."""
+    data = phase.config.data
+    return replace(phase, config=replace(phase.config, data=replace(data, manifest=str(located(data.manifest, beside)))))
 
 
 def located(dataset: str, beside: Path) -> str | Path:

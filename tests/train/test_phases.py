@@ -10,14 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from eval.bigram import BigramConfig, read_in_training
+from eval.find import Reading, find_model
 from llm.data import Batches, Manifest
 from llm.testing import run_ranks
 from llm.train import checkpoint_files as files
 from llm.train.load import load_model
 from llm.train.run_folder import RunFolder
+from llm.train.world import World
 from tests.train.conftest import MODEL, TRAIN, VOCABULARY, write_dataset
 from tests.train.test_carried import WINDOWED
 from tests.train.test_resume import records, start, stop_after
@@ -154,6 +158,11 @@ def test_borders_change_nothing_but_what_they_say(words: Words, tmp_path: Path) 
     assert [record["phase"] for record in whole] == [0] * 6 + [1] * 6 + [2] * 4
     assert [whole[step - 1]["tokens"] for step in (6, 12, 16)] == [6 * 256, 12 * 256, 12 * 256 + 4 * 512]
     assert said["read"].sum() == whole[-1]["tokens"]
+    subject = find_model(str(runs / "whole")).load(World(0, 1, torch.device("cpu")), Reading(torch.device("cpu")))
+    assert subject.trained is not None
+    labels = [stream.rows(rows).labels.ravel() for stream, rows in read_in_training(subject, subject.trained, BigramConfig())]
+    found = torch.from_numpy(np.concatenate(labels))
+    assert torch.equal(torch.bincount(torch.where(found >= 0, found, VOCABULARY), minlength=VOCABULARY + 1), said["read"])
     kept = files.checkpoints(runs / "whole" / "checkpoints")
     assert [path.name for path in kept] == ["step-16", "step-12", "step-8", "step-6"]
     last = progress(kept[0])
