@@ -18,8 +18,8 @@ from eval.scaling.forms import Points
 from llm.cost import model_cost
 from llm.errors import ConfigError
 from llm.train.config import load_config
-from llm.train.run_folder import write_text
 from llm.train.teacher import flops_per_token
+from llm.whole_file import write_text
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from launch.jobs.folder import JobFolder, append_line, read_lines
 from launch.restarts import CANCELLED, End, Limits, Verdict, Word, end_of, judge
 from llm.train.exits import BAD_STEPS, DONE, MEND, NAME, STOPPED, UNFIT, Outcome, read_outcome
-from llm.train.whole_file import write_text
+from llm.whole_file import write_text
 
 BEGAN = "began.json"
 # the status of a start whose job ended without saying how

@@ -16,7 +16,7 @@ from llm.train.exits import Outcome
 from llm.train.phases import check_phases, manifests_of, newest_step, phases_of
 from llm.train.run_folder import RunFolder
 from llm.train.start import check_sources, plan
-from llm.train.whole_file import write_text
+from llm.whole_file import write_text
 
 PRETRAIN = Task("pretrain")
 

@@ -43,27 +43,6 @@ FACTS: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
-@dataclass(frozen=True)
-class Settings:
-    """As they stand in a run's config, and on command lines."""
-
-    kernels: KernelsConfig = field(default_factory=KernelsConfig)
-
-
-def set_routes(config: KernelsConfig, device: torch.device) -> None:
-    """What ops run from now on in this process. Raises ConfigError where a kernel that is asked for by name cannot be had."""
-    kernels.check(config, ROUTES, device)
-    kernels.use(config)
-
-
-def set_routes_of_run(config: KernelsConfig, device: torch.device, words: Sequence[str] = ()) -> None:
-    """The same for a model that was trained with `config`: what it says counts where kernels run, on CUDA devices, and `words`
-    (kernels.FAMILY=NAME) come before it.
-    """
-    trained = asdict(Settings(config)) if device.type == "cuda" else {}
-    set_routes(build(Settings, merge(trained, read(words)), {}).kernels, device)
-
-
 def kernel_of(family: str, at: Stretch, x: Tensor, *streams: Any, **settings: Any) -> Callable[..., Any] | None:
     """The op by the kernel that is to run this call, if one is. Raises ConfigError where one was asked for by name and cannot."""
     capability = None if family not in ROUTES else kernels.capability(x)
@@ -89,3 +68,24 @@ def _tensors(values: Any) -> list[Tensor]:
     if isinstance(values, Tensor):
         return [values]
     return [tensor for value in values for tensor in _tensors(value)] if isinstance(values, tuple | list) else []
+
+
+@dataclass(frozen=True)
+class Settings:
+    """As they stand in a run's config, and on command lines."""
+
+    kernels: KernelsConfig = field(default_factory=KernelsConfig)
+
+
+def set_routes(config: KernelsConfig, device: torch.device) -> None:
+    """What ops run from now on in this process. Raises ConfigError where a kernel that is asked for by name cannot be had."""
+    kernels.check(config, ROUTES, device)
+    kernels.use(config)
+
+
+def set_routes_of_run(config: KernelsConfig, device: torch.device, words: Sequence[str] = ()) -> None:
+    """The same for a model that was trained with `config`: what it says counts where kernels run, on CUDA devices, and `words`
+    (kernels.FAMILY=NAME) come before it.
+    """
+    trained = asdict(Settings(config)) if device.type == "cuda" else {}
+    set_routes(build(Settings, merge(trained, read(words)), {}).kernels, device)

@@ -27,8 +27,8 @@ from llm.train.exits import HUNG, Outcome
 from llm.train.launcher import gone, launchers
 from llm.train.run_folder import RunFolder
 from llm.train.stop import StopRequest
-from llm.train.whole_file import write_text
 from llm.train.world import World
+from llm.whole_file import write_text
 
 HEARTBEAT, STACKS = "heartbeat", "stacks"
 # seconds between looks, and between heartbeats

@@ -12,9 +12,10 @@ from torch import Tensor
 from llm.train.engine import StepResult
 from llm.train.peak import measured_peak
 from llm.train.phases import Phase
-from llm.train.run_folder import RunFolder, write_text
+from llm.train.run_folder import RunFolder
 from llm.train.teacher import flops_per_token
 from llm.train.world import World
+from llm.whole_file import write_text
 
 BAR = 20
 
