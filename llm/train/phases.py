@@ -104,17 +104,18 @@ def manifests_of(phases: Sequence[Phase], step: int = 0) -> list[Manifest | None
     read it, so that nothing ahead asks for it. Raises DataError, ConfigError.
     """
     found: dict[str, Manifest | None] = {}
-    for phase in sorted(phases, key=lambda phase: _over(phase, step)):
+    for phase in sorted(phases, key=lambda phase: over(phase, step)):
         name = phase.config.data.manifest
         if name not in found:
             found[name] = None
-            may_be_gone = suppress(DataError, ConfigError) if _over(phase, step) else nullcontext()
+            may_be_gone = suppress(DataError, ConfigError) if over(phase, step) else nullcontext()
             with may_be_gone, naming(phase.number) if phase.number else nullcontext():
                 found[name] = phase.config.data.load_manifest()
     return [found[phase.config.data.manifest] for phase in phases]
 
 
-def _over(phase: Phase, step: int) -> bool:
+def over(phase: Phase, step: int) -> bool:
+    """Whether nothing is left of a phase after `step`. The last one is never over: its end is looked at again."""
     return phase.last <= step and phase.number + 1 < phase.of
 
 
@@ -132,7 +133,7 @@ def check_phases(
     if known is None and tokenizer is not None and tokenizer.is_file():
         known = hashlib.sha256(tokenizer.read_bytes()).hexdigest()
     for phase, manifest in zip(phases, manifests, strict=True):
-        if _over(phase, step):
+        if over(phase, step):
             continue
         assert manifest is not None
         with naming(phase.number) if phase.of > 1 else nullcontext():

@@ -17,14 +17,14 @@ from llm.data import Manifest
 from llm.errors import BraidError, ConfigError, DataError
 from llm.ops.routes import set_routes
 from llm.train.branch import check_branch
-from llm.train.checkpoint_files import FILES, checkpoints
+from llm.train.checkpoint_files import FILES
 from llm.train.config import RunConfig, load_config, naming
 from llm.train.exits import Outcome
 from llm.train.failures import LostRanks, in_words
 from llm.train.guard import PATIENCE, Guard
 from llm.train.init_from import check_source
 from llm.train.laws import check_ranks
-from llm.train.phases import Phase, check_phases, manifests_of, newest_step, phases_of
+from llm.train.phases import Phase, check_phases, manifests_of, newest_step, over, phases_of
 from llm.train.precision import resolved
 from llm.train.run_folder import AHEAD, FREE, RunFolder
 from llm.train.scheduled import Evaluation
@@ -117,13 +117,14 @@ def looked_at(phases: Sequence[Phase], folder: RunFolder, world: World) -> list[
     """The datasets of each phase, with all laws checked, on the rank of a node that looks at their files. None on the others, which
     are told later and check what needs no dataset. Raises ConfigError, DataError.
     """
+    step = newest_step(folder.checkpoints)
     if world.first or world.first_of_node:
-        step = newest_step(folder.checkpoints)
         manifests = manifests_of(phases, step)
         check_phases(phases, world.size, manifests, step, folder.tokenizer)
         return manifests
     for phase in phases:
-        check_ranks(phase.config, world.size)
+        if not over(phase, step):
+            check_ranks(phase.config, world.size)
     return None
 
 
@@ -180,13 +181,15 @@ def check_sources(config: RunConfig, folder: RunFolder, phases: Sequence[Phase],
     Raises ConfigError, CheckpointError.
     """
     # a run that has checkpoints goes on from those, whatever its origin has become
-    if not checkpoints(folder.checkpoints):
+    step = newest_step(folder.checkpoints)
+    if not step:
         check_branch(config)
         if reads and config.init_from is not None:
             check_source(config)
     for phase in phases:
-        with naming(phase.number) if phase.number else nullcontext():
-            check_teacher(phase.config, world_size)
+        if not over(phase, step):
+            with naming(phase.number) if phase.number else nullcontext():
+                check_teacher(phase.config, world_size)
 
 
 def share_cores(device: torch.device) -> None:

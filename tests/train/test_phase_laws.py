@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from launch import describe
 from llm.data import DOCUMENT_TOKEN, Manifest, TokenStream
@@ -17,7 +18,8 @@ from llm.train.config import load_config
 from llm.train.phases import Phase, check_phases, manifests_of, phase_after, phases_of, start_of, stream_of
 from llm.train.run_folder import RunFolder, differences_until
 from llm.train.schedule import ScheduleConfig, learning_rate
-from llm.train.start import check_sources, plan
+from llm.train.start import check_sources, looked_at, plan
+from llm.train.world import World
 from tests.train.conftest import MODEL, TRAIN, write_dataset
 
 Words = Callable[..., list[str]]
@@ -109,11 +111,19 @@ def test_all_steps_are_those_of_the_phases(words: Words) -> None:
     assert [phase.of for phase in checked(words("train.steps=3", "train.schedule.warmup=0"))] == [1]
 
 
-def test_a_phase_that_is_over_need_not_fit_the_ranks(words: Words) -> None:
+def test_a_phase_that_is_over_need_not_fit_the_ranks(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
     phases = words("train.phases=[{steps: 10, train: {batch: 2}},{steps: 10}]")
     checked(phases, ranks=4, step=10)
     with pytest.raises(ConfigError, match=r"train.phases\[0\]: train.batch \(2\)"):
         checked(phases, ranks=4, step=9)
+    # nor on ranks that look at no dataset
+    monkeypatch.setattr(World, "first_of_node", False)
+    config = load_config(phases)
+    folder, third = RunFolder.of(config), World(3, 4, torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"train.batch \(2\)"):
+        looked_at(phases_of(config), folder, third)
+    (folder.checkpoints / "step-10").mkdir(parents=True)
+    assert looked_at(phases_of(config), folder, third) is None
 
 
 def test_a_phase_that_is_over_does_not_ask_for_its_dataset(words: Words, manifest: Manifest, tmp_path: Path) -> None:
