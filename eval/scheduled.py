@@ -67,12 +67,18 @@ class OutOfTime(Exception):
     """The time for evaluations is over."""
 
 
-def evaluation(config: RunConfig, folder: RunFolder, world: World) -> Evaluation:
-    """The evaluations of `train.evaluate`. Raises ConfigError."""
-    plan = read_plan(config.train.evaluate.tasks)
+def planned_tasks(config: RunConfig) -> list[Planned]:
+    """Of `train.evaluate`, if it asks for any. Raises ConfigError."""
+    plan = read_plan(config.train.evaluate.tasks) if config.train.evaluate.every else []
     outside = [planned.task for planned in plan if not planned.entry.in_training]
     if outside:
         raise ConfigError(f"train.evaluate.tasks ({outside[0]}) cannot run inside training; evaluate checkpoints with eval/run.py")
+    return plan
+
+
+def evaluation(config: RunConfig, folder: RunFolder, world: World) -> Evaluation:
+    """The evaluations of `train.evaluate`. Raises ConfigError."""
+    plan = planned_tasks(config)
     return lambda engine, step: run(plan, config, folder, world, engine, step)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from llm.config import is_override
 from llm.cost import model_cost
 from llm.data import Manifest
 from llm.errors import BraidError, ConfigError, DataError
@@ -24,6 +25,7 @@ from llm.train.failures import LostRanks, in_words
 from llm.train.guard import PATIENCE, Guard
 from llm.train.init_from import check_source
 from llm.train.laws import check_ranks
+from llm.train.owner import take
 from llm.train.phases import Phase, check_phases, manifests_of, newest_step, over, phases_of
 from llm.train.precision import resolved
 from llm.train.run_folder import AHEAD, FREE, RunFolder
@@ -69,6 +71,7 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
 
     startup.done("imports")
     guard = Guard(folder, world, config.train.hang_minutes, StopRequest(config.train.max_minutes, began))
+    hold = take(folder.path) if world.first else None
     connected = world.connect(patience(config))
     try:
         manifests = agree(read, world)
@@ -109,6 +112,8 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
             raise
         raise known from error
     finally:
+        if hold is not None:
+            hold.release()
         if connected:
             world.close()
 
@@ -152,7 +157,7 @@ def agree(manifests: Sequence[Manifest | None] | None, world: World) -> Sequence
 
 def plan(words: Sequence[str]) -> tuple[RunConfig, RunFolder]:
     """The config and folder that the words name. Raises ConfigError."""
-    folders = [word for word in words if "=" not in word and Path(word).is_dir()]
+    folders = [word for word in words if not is_override(word) and Path(word).is_dir()]
     if not folders:
         if not words:
             raise ConfigError("no config is given; name FILE.yaml... key.path=value..., or a run folder to resume")
