@@ -12,7 +12,7 @@ from launch.jobs.folder import JobFolder, append_line, read_lines
 from launch.restarts import CANCELLED, End, Limits, Verdict, Word, end_of, judge
 from llm.train.exits import BAD_STEPS, DONE, MEND, NAME, STOPPED, UNFIT, Outcome, read_outcome
 from llm.train.owner import Held, wait_until_free
-from llm.train.whole_file import write_text
+from llm.whole_file import write_text
 
 BEGAN = "began.json"
 # the status of a start whose job ended without saying how

@@ -17,7 +17,7 @@ from llm.train.owner import wait_until_free
 from llm.train.phases import check_phases, manifests_of, newest_step, phases_of
 from llm.train.run_folder import RunFolder
 from llm.train.start import check_sources, plan
-from llm.train.whole_file import write_text
+from llm.whole_file import write_text
 
 PRETRAIN = Task("pretrain")
 
@@ -83,7 +83,8 @@ def prepared(words: Sequence[str], site: Site, after: str | None = None) -> tupl
     config, run = plan(words)
     folder, phases = JobFolder(run.path.absolute()), phases_of(config)
     check_name(folder)
-    check_phases(phases, site.nodes * site.ranks, manifests_of(phases), newest_step(run.checkpoints))
+    step = newest_step(run.checkpoints)
+    check_phases(phases, site.nodes * site.ranks, manifests_of(phases, step), step, run.tokenizer)
     if config.train.precision == "auto" and run.config.is_file():
         config = replace(config, train=replace(config.train, precision=run.read_config().train.precision))
     run.check_same(config)

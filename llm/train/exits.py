@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from llm.train.whole_file import write_text
+from llm.whole_file import write_text
 
 DONE, MEND, STOPPED, BAD_STEPS, HUNG, UNFIT = 0, 2, 75, 76, 77, 78
 NAME = "outcome.json"

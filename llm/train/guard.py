@@ -28,8 +28,8 @@ from llm.train.launcher import gone, launchers
 from llm.train.owner import HEARTBEAT
 from llm.train.run_folder import RunFolder
 from llm.train.stop import StopRequest
-from llm.train.whole_file import write_text
 from llm.train.world import World
+from llm.whole_file import write_text
 
 STACKS = "stacks"
 # seconds between looks, and between heartbeats

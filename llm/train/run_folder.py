@@ -35,7 +35,7 @@ from llm.train.phases import newest_step, phases_of
 from llm.train.schedule import ScheduleConfig
 from llm.train.scheduled import EvaluateConfig
 from llm.train.spikes import SpikeConfig
-from llm.train.whole_file import write_text
+from llm.whole_file import write_text
 
 # Settings that change nothing of what is computed, but for the order of sums: they may differ when a run goes on.
 FREE = {
