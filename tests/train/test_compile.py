@@ -13,7 +13,8 @@ from llm.docs import Docs
 from llm.errors import ConfigError
 from llm.model import Decoder, ModelConfig, model_kinds
 from llm.testing import run_ranks
-from llm.train.config import check_ranks, load_config
+from llm.train.config import load_config
+from llm.train.laws import check_ranks
 from tests.train.test_zero import RANKS, config_of, train_cases
 
 LAYERS = {
