@@ -1,17 +1,19 @@
 """Blocks through `torch.compile` train as they do without: losses and every gradient, nothing compiled anew from step to step."""
 
 import contextlib
+import inspect
 import shutil
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from llm.compile import check_compiler, compile_blocks
+from llm.compile import OPS, check_compiler, compile_blocks
 from llm.config import build
 from llm.docs import Docs
 from llm.errors import ConfigError
 from llm.model import Decoder, ModelConfig, model_kinds
+from llm.sequence import Seq
 from llm.testing import run_ranks
 from llm.train.config import load_config
 from llm.train.laws import check_ranks
@@ -97,6 +99,12 @@ def test_deepspeed_trains_compiled_blocks(settings):
     assert compiled["norms"] == pytest.approx(plain["norms"], rel=1e-5)
     for name, weight in compiled["weights"].items():
         assert (weight - plain["weights"][name]).abs().max() < 1e-4, name
+
+
+def test_every_op_over_time_is_left_alone():
+    """A rotation is none: positions are read before."""
+    methods = {name for name, value in vars(Seq).items() if inspect.isfunction(value) and not name.startswith("_")}
+    assert methods - {"rotary"} == set(OPS)
 
 
 def test_gathered_weights_are_refused():
