@@ -37,11 +37,12 @@ def memory(
     position_BT: Tensor | None = None,
     *,
     chunk: int,
+    chunks: int | None = None,
 ) -> tuple[Tensor, Memory]:
-    """(y `[B, T, H, V]` in v's dtype, the memory after the last token). Arguments: as in `naive.memory`."""
+    """(y `[B, T, H, V]` in v's dtype, the memory after the last token). Arguments: as in `naive.memory`, and `layout`'s chunks."""
     dtype = accumulator(v_BTHV.dtype)
     B, T = v_BTHV.shape[:2]
-    placed = None if position_BT is None else layout(position_BT, chunk)
+    placed = None if position_BT is None else layout(position_BT, chunk, chunks)
     streams = (x.to(dtype) for x in (q_BTHK, k_BTHK, v_BTHV, log_keep_BTH, log_momentum_BTH, step_BTH))
     q, k, v, log_keep, log_momentum, step = (chunked(x, placed, chunk) for x in streams)
     mixing = mixing_of(log_keep, log_momentum, full(placed, T, chunk, v.device))
