@@ -23,7 +23,7 @@ from llm.errors import ConfigError
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
 HALF = (torch.bfloat16, torch.float16)
 # which setting of `kernels` chooses for a family
-SETTING = {"ssd": "linear", "elementwise": "scan"}
+SETTING = {"ssd": "linear", "elementwise": "scan", "context": "memory"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class KernelsConfig:
     linear: Literal["auto", "fla", "mamba_ssm", "torch"] = "auto"
     mlstm: Literal["auto", "fla", "mlstm_kernels", "torch"] = "auto"
     scan: Literal["auto", "mamba_ssm", "fla", "torch"] = "auto"
+    memory: Literal["auto", "triton", "torch"] = "auto"
     recurrent: Literal["auto", "flashrnn", "torch"] = "auto"
     conv: Literal["auto", "causal_conv1d", "fla", "torch"] = "auto"
 
@@ -71,7 +72,7 @@ class Facts:
 class Route:
     """A kernel behind a family's op, and what it can do.
 
-    name: in `kernels.*`. package: as pip knows it. entry: "module:function". extra: of braid-lm, that installs it. run: the op,
+    name: in `kernels.*`. package: as pip knows it. entry: "module:function". extra: of braid-lm, that installs it; "": it comes with PyTorch. run: the op,
     with the definition's arguments; instead of starts it takes `at`, an `llm.docs.Stretch`. widths: (least, most, multiple of).
     documents, initial_state, gradient: whether it can start documents inside a row, go on from a state, be differentiated.
     state_gradient: of the final state. int32: whether its offsets are 32 bits wide. exact_float32: whether float32 is not
@@ -237,6 +238,8 @@ def missing(route: Route) -> str | None:
     """Why the kernel cannot be had in this environment, and what to do; None: it can."""
     module = route.entry.partition(":")[0]
     install = f"pip install 'braid-lm[{route.extra}]' installs it, docs/install.md says how"
+    if not route.extra:
+        install = "PyTorch's CUDA builds bring it"
     if module.partition(".")[0] not in sys.modules and util.find_spec(module.partition(".")[0]) is None:
         return f"is not installed: {install}"
     try:
