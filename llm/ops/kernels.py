@@ -72,8 +72,9 @@ class Facts:
 class Route:
     """A kernel behind a family's op, and what it can do.
 
-    name: in `kernels.*`. package: as pip knows it. entry: "module:function". extra: of braid-lm, that installs it; "": it comes with PyTorch. run: the op,
-    with the definition's arguments; instead of starts it takes `at`, an `llm.docs.Stretch`. widths: (least, most, multiple of).
+    name: in `kernels.*`. package: as pip knows it. entry: "module:function". extra: of braid-lm, that installs it; "": PyTorch
+    brings it. run: the op, with the definition's arguments; instead of starts it takes `at`, an `llm.docs.Stretch`.
+    widths: (least, most, multiple of).
     documents, initial_state, gradient: whether it can start documents inside a row, go on from a state, be differentiated.
     state_gradient: of the final state. int32: whether its offsets are 32 bits wide. exact_float32: whether float32 is not
     multiplied in TF32. more: what else it refuses, in words. declines: why `auto` passes it over, though it could.

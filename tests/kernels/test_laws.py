@@ -9,7 +9,7 @@ from llm.errors import ConfigError
 from llm.ops import dispatch, kernels
 from llm.ops.linear.kernel import mlstm_xl_chunk
 from llm.ops.linear.naive import mlstm
-from tests.kernels.cases import B, Case, cast, define, error, flat, gradients, leaves_of, run, stretch
+from tests.kernels.cases import B, Case, cast, define, differences, error, flat, gradients, leaves_of, mlstm_streams, run, stretch
 from tests.kernels.triton_cases import CASES
 
 START = 35
@@ -121,6 +121,14 @@ def test_xl_chunk_leaves_out_the_normalisers_gradient():
     assert error(got, want) < 2e-5
     dq = [torch.autograd.grad(y.square().sum(), small["q"])[0] for y in (got, want)]
     assert error(*dq) > 0.1
+
+
+@pytest.mark.timeout(300)
+def test_mlstm_of_xlstm_7b_s_512_value_channels():
+    """fla takes values in blocks, any number of them: these are 528 columns with the normaliser's."""
+    case = Case("", "mlstm", "fla", lambda T: mlstm_streams(T, 16, 512), {"scale": 0.25})
+    found, _ = differences(case, torch.float32, documents=True)
+    assert max(found.values()) <= 2e-5, found
 
 
 def test_slstms_final_state_has_no_gradient_and_says_so():

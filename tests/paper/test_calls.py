@@ -3,6 +3,7 @@
 Each kind of layer, and a 7B braid of five kinds: forward, loss, backward, clipping, AdamW.
 """
 
+import importlib
 import inspect
 from unittest.mock import patch
 
@@ -23,7 +24,7 @@ from tests.paper.calls import LAWS, recorded
 from tests.paper.gpu import DEVICE, Host, register, without_values
 from tests.paper.kinds import FIVE, KINDS, TOKENS, model
 
-FAMILIES = ("attention", "linear", "mlstm", "scan", "recurrent", "conv")
+FAMILIES = ("attention", "linear", "mlstm", "scan", "memory", "recurrent", "conv")
 # no mixer asks for it, or only by name
 NOT_BY_AUTO = {GLA, FLA_CONV}
 
@@ -91,7 +92,11 @@ def test_a_step_of_a_7B_braid_waits_for_nothing(called):
 @pytest.mark.parametrize("kind", ["attention", "mamba", "mamba2"])
 def test_layers_of_the_benchmark_are_built_as_their_packages_ask(kind):
     _, entry, settings = THEIRS[kind]
-    inspect.signature(kernels.entry(entry)).bind(**settings(FULL))
+    inspect.signature(kernels.entry(entry)).bind(**settings(FULL, importlib.import_module))
+
+
+def test_the_kernel_of_the_benchmarks_mlstm_is_there():
+    assert kernels.entry("mlstm_kernels.torch:get_mlstm_kernel")("chunkwise--triton_xl_chunk")
 
 
 def test_a_wait_and_a_wrong_call_are_seen(called):

@@ -32,9 +32,7 @@ def context_facts(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, *_: Any, chunk
 
 def memory(q, k, v, log_keep, log_momentum, step, initial, state, *, chunk: int, at: Stretch) -> tuple[Tensor, Memory]:
     streams = (q, k, v, log_keep, log_momentum, step)
-    return in_chunks.memory(
-        *streams, initial, state, at.phase_BT, chunk=chunk, chunks=at.most_chunks(chunk), handed_on=handed_on
-    )
+    return in_chunks.memory(*streams, initial, state, at.phase_BT, chunk=chunk, chunks=at.most_chunks(chunk), handed_on=handed_on)
 
 
 def handed_on(
@@ -69,7 +67,6 @@ ROUTES = (
         run=memory,
         dtypes=(*HALF, torch.float32),
         widths={"K": (16, 256, 1), "V": (16, 1024, 1), "C": (1, 256, 1)},
-        exact_float32=True,
         more=_one_matrix,
     ),
 )

@@ -1,9 +1,8 @@
 """A linear memory handed on from chunk to chunk in one launch, and its gradient in another; the algebra: `chunk.py`.
 
-Columns of M and S never meet: the error of a value channel is made of its own column of the weights. So a program holds some columns
-of a head's matrices on chip and takes all chunks in turn; what chunks then read, and gradients that need no order among chunks, are
-batched products of PyTorch's. All is float32. Products are TF32, or, where torch.get_float32_matmul_precision() is "highest", made of
-three of TF32's, which is as exact as float32.
+Columns of M and S never meet: a value channel's error is made of its own column of the weights. So a program holds some columns of
+a head's matrices on chip and takes all chunks in turn; what chunks then read, and gradients that need no order among chunks, are
+batched products of PyTorch's. All is float32, and its products are TF32.
 
 Imported at first use: `kernel.py`.
 """
@@ -15,8 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# numbers of a matrix that a program holds, which its processor's registers bound; most tokens of a product
-HELD, TOKENS = 4096, 64
+from llm.ops.kernels import capability
+
+# Numbers of a matrix that a program holds: with M, S and W, and keys on their way, they fill its processor's registers.
+HELD, WARPS = 2048, 8
 
 
 @triton.jit
@@ -46,7 +47,6 @@ def _forward(
     k, v, step, to_weights, to_momentum, keeps, enters, fades, opening, initial, start, weights, momentum,
     before_weights, before_momentum, error, last_start, last_weights, last_momentum,
     N, B, H, C: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):  # fmt: skip
     bh = tl.program_id(1).to(tl.int64)
     channels, columns = tl.arange(0, BK), tl.program_id(0) * BV + tl.arange(0, BV)
@@ -65,13 +65,14 @@ def _forward(
         _write(before_momentum, S, row, K, 0, BK, columns, V)
         M = tl.load(keeps + row) * M + tl.load(enters + row) * S
         S = tl.load(fades + row) * S
-        for c in tl.static_range(0, C, BC):
+        for c in range(0, C, BC):
             keys = _read(k, row, C, c, BC, channels, K)
-            missed = tl.dot(keys, W, input_precision=PRECISION) - _read(v, row, C, c, BC, columns, V)
+            missed = tl.dot(keys, W) - _read(v, row, C, c, BC, columns, V)
             _write(error, missed, row, C, c, BC, columns, V)
             update = -2 * _numbers(step, row, C, c, BC) * missed
-            M += tl.dot(tl.trans(keys), _numbers(to_weights, row, C, c, BC) * update, input_precision=PRECISION)
-            S += tl.dot(tl.trans(keys), _numbers(to_momentum, row, C, c, BC) * update, input_precision=PRECISION)
+            keys = _read(k, row, C, c, BC, channels, K)
+            M += tl.dot(tl.trans(keys), _numbers(to_weights, row, C, c, BC) * update)
+            S += tl.dot(tl.trans(keys), _numbers(to_momentum, row, C, c, BC) * update)
     _write(last_start, W, bh, K, 0, BK, columns, V)
     _write(last_weights, M, bh, K, 0, BK, columns, V)
     _write(last_momentum, S, bh, K, 0, BK, columns, V)
@@ -83,7 +84,6 @@ def _backward(
     dbefore_weights, dbefore_momentum, derror, dlast_start, dlast_weights, dlast_momentum,
     dafter_weights, dafter_momentum, of_weights, of_momentum, dinitial, dstart, dweights, dmomentum,
     N, B, H, C: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """of_weights, of_momentum: k dM and k dS of the chunk's last M and S. dinitial: holds zeros."""
     bh = tl.program_id(1).to(tl.int64)
@@ -97,15 +97,16 @@ def _backward(
         opens = tl.load(opening + n * B + bh // H)
         _write(dafter_weights, dM, row, K, 0, BK, columns, V)
         _write(dafter_momentum, dS, row, K, 0, BK, columns, V)
-        for c in tl.static_range(0, C, BC):
+        for c in range(0, C, BC):
             keys = _read(k, row, C, c, BC, channels, K)
-            by_weights = tl.dot(keys, dM, input_precision=PRECISION)
-            by_momentum = tl.dot(keys, dS, input_precision=PRECISION)
+            by_weights = tl.dot(keys, dM)
+            by_momentum = tl.dot(keys, dS)
             _write(of_weights, by_weights, row, C, c, BC, columns, V)
             _write(of_momentum, by_momentum, row, C, c, BC, columns, V)
             dupdate = _numbers(to_weights, row, C, c, BC) * by_weights + _numbers(to_momentum, row, C, c, BC) * by_momentum
             dmissed = _read(derror, row, C, c, BC, columns, V) - 2 * _numbers(step, row, C, c, BC) * dupdate
-            dW += tl.dot(tl.trans(keys), dmissed, input_precision=PRECISION)
+            keys = _read(k, row, C, c, BC, channels, K)
+            dW += tl.dot(tl.trans(keys), dmissed)
         dS = tl.load(fades + row) * dS + tl.load(enters + row) * dM + _read(dbefore_momentum, row, K, 0, BK, columns, V)
         dM = tl.load(keeps + row) * dM + _read(dbefore_weights, row, K, 0, BK, columns, V)
         if opens > 0:
@@ -145,28 +146,28 @@ def handed_on(
         opening: `[N, B]`: 2 where a document begins with the chunk, 1 where only the chunk begins, 0 where neither does.
         initial: a document's weights before its first token; start, weights, momentum: a `naive.Memory`'s; `[B, H, K, V]`.
     """
-    return _HandedOn.apply(
-        k, v, step, to_weights, to_momentum, keeps, enters, fades, opening, initial, start, weights, momentum
-    )
+    return _HandedOn.apply(k, v, step, to_weights, to_momentum, keeps, enters, fades, opening, initial, start, weights, momentum)
 
 
 def _launch(kernel: Any, v: Tensor, k: Tensor, *tensors: Tensor) -> None:
     (N, B, H, C, K), V = k.shape, v.shape[-1]
-    BK = max(16, triton.next_power_of_2(K))
-    BV = min(64, max(16, HELD // BK), max(16, triton.next_power_of_2(V)))
-    BC = min(TOKENS, max(16, triton.next_power_of_2(C)))
-    precision = "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    hopper = (capability(k) or (9, 0)) >= (9, 0)
+    BK, wide = max(16, triton.next_power_of_2(K)), max(16, triton.next_power_of_2(V))
+    blocks = {"BK": BK, "BV": min(64, wide, max(16, HELD // BK))}
+    # warp groups multiply 64 rows at once, where there are any; else shorter ones spill less
+    blocks["BC"] = min(64 if hopper else 32, max(16, triton.next_power_of_2(C)))
+    # the next chunk's keys lie beside this one's, while both fit
+    stages = 2 if K <= 128 else 1
     with torch.cuda.device_of(k):
-        kernel[(triton.cdiv(V, BV), B * H)](
-            *tensors, N, B, H, C=C, K=K, V=V, BC=BC, BK=BK, BV=BV, PRECISION=precision, num_warps=4
-        )
+        grid = (triton.cdiv(V, blocks["BV"]), B * H)
+        kernel[grid](*tensors, N, B, H, C=C, K=K, V=V, **blocks, num_warps=WARPS, num_stages=stages)
 
 
 class _HandedOn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, k, v, *rest):
-        N, before, kept = len(k), [], rest[-1]
-        before = [kept.new_empty(N, *kept.shape) for _ in range(2)]
+        kept = rest[-1]
+        before = [kept.new_empty(len(k), *kept.shape) for _ in range(2)]
         error, last = torch.empty_like(v), [torch.empty_like(kept) for _ in range(3)]
         _launch(_forward, v, k, k, v, *rest, *before, error, *last)
         ctx.save_for_backward(k, *rest[:7], rest[8], *before, error)
