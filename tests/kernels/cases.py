@@ -22,7 +22,7 @@ from llm.ops.recurrent.cells import CELLS
 from llm.ops.scan import naive as scan
 
 B, H, TAPS = 2, 2, 4
-MEMORYS = ("log_keep", "log_momentum", "initial")
+EXACT_IN_MEMORY = ("log_keep", "log_momentum", "initial")
 
 
 def ssd(q, k, v, step, rate, state, starts=None):
@@ -62,7 +62,7 @@ class Case:
     route: str
     streams: Callable[[int], dict[str, Any]]
     settings: dict[str, Any] = field(default_factory=dict)
-    exact: Sequence[str] = ("log_decay", "step", "rate", "state", "log_input", "log_forget", "A", "dt", *MEMORYS)
+    exact: Sequence[str] = ("log_decay", "step", "rate", "state", "log_input", "log_forget", "A", "dt", *EXACT_IN_MEMORY)
     tokens: int = 70
     documents: bool = True
     gradient: bool = True
