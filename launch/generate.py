@@ -1,4 +1,4 @@
-"""`braid-generate RUN --prompt TEXT`: a text that begins with the prompt, streamed from a run folder or checkpoint.
+"""`braid-generate RUN --prompt TEXT [kernels.FAMILY=NAME...]`: a text that begins with the prompt, from a run or checkpoint.
 
 Under `torchrun`, `deepspeed` or `srun` on several ranks, a long prompt is split among them.
 """
@@ -21,6 +21,7 @@ import torch.distributed as dist
 from launch.ranks import settle, without_local_rank
 from llm.errors import BraidError
 from llm.generate import Sampling, generate_text
+from llm.ops.routes import set_routes_of_run
 from llm.parallel import Ranks
 from llm.split import SplitDecoder
 from llm.train.load import load_model
@@ -35,11 +36,15 @@ def main(argv: list[str] | None = None) -> int:
     for name, default in vars(Sampling()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"default {default}")
     parser.add_argument("--device", help="cpu, cuda, ...; by default this rank's GPU where there is one")
-    words = parser.parse_args(without_local_rank(sys.argv[1:] if argv is None else argv))
+    parser.add_argument("kernels", nargs="*", metavar="kernels.FAMILY=NAME", help="other kernels than the run's (docs/kernels.md)")
+    words = parser.parse_intermixed_args(without_local_rank(sys.argv[1:] if argv is None else argv))
+    if unknown := [word for word in words.kernels if not word.startswith("kernels.")]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         settle()
         world = World.from_environment()
-        model, _, info = load_model(words.run, words.device or world.device)
+        model, config, info = load_model(words.run, words.device or world.device)
+        set_routes_of_run(config.kernels, model.embedding.device, words.kernels)
         sampling = Sampling(words.tokens, words.temperature, words.top_p, words.seed)
         sampling.check()
         if world.size == 1:

@@ -1,4 +1,4 @@
-"""Chooses, once per family, the implementation that runs; the only way in to the ops for `llm/sequence.py`.
+"""Chooses, once per family, the implementation that runs; the only way in to the ops for `llm/sequence/`.
 
 Ops run with autocast off: each says itself which dtype it computes in (autocast would turn products of float32 decays into
 bfloat16). One token at a time runs the definition, which is also the fastest form of a single step; many tokens on a CPU run the

@@ -1,16 +1,21 @@
-"""The kernels of every family, in the order in which `auto` asks them. (An exported model, one file of Python, has none.)"""
+"""The kernels of every family, in the order in which `auto` asks them, and what a process sets of them.
 
-from collections.abc import Callable
+An exported model, one file of Python, has none.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from llm.config import build, merge, read
 from llm.docs import Stretch
 from llm.ops import kernels
 from llm.ops.attention import kernel as attention
 from llm.ops.conv import kernel as conv
-from llm.ops.kernels import Facts, Route
+from llm.ops.kernels import Facts, KernelsConfig, Route
 from llm.ops.linear import kernel as linear
 from llm.ops.memory import kernel as memory
 from llm.ops.recurrent import kernel as recurrent
@@ -68,3 +73,24 @@ def _tensors(values: Any) -> list[Tensor]:
     if isinstance(values, Tensor):
         return [values]
     return [tensor for value in values for tensor in _tensors(value)] if isinstance(values, tuple | list) else []
+
+
+@dataclass(frozen=True)
+class Settings:
+    """As they stand in a run's config, and on command lines."""
+
+    kernels: KernelsConfig = field(default_factory=KernelsConfig)
+
+
+def set_routes(config: KernelsConfig, device: torch.device) -> None:
+    """What ops run from now on in this process. Raises ConfigError where a kernel that is asked for by name cannot be had."""
+    kernels.check(config, ROUTES, device)
+    kernels.use(config)
+
+
+def set_routes_of_run(config: KernelsConfig, device: torch.device, words: Sequence[str] = ()) -> None:
+    """The same for a model that was trained with `config`: what it says counts where kernels run, on CUDA devices, and `words`
+    (kernels.FAMILY=NAME) come before it.
+    """
+    trained = asdict(Settings(config)) if device.type == "cuda" else {}
+    set_routes(build(Settings, merge(trained, read(words)), {}).kernels, device)

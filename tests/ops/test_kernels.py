@@ -186,6 +186,23 @@ def test_a_kernel_asked_for_by_name_is_looked_for_before_anything_starts(monkeyp
     kernels.check(KernelsConfig(linear="torch"), rows, torch.device("cuda"))
 
 
+def test_a_trained_model_runs_by_its_runs_kernels_and_by_others_on_request(monkeypatch):
+    monkeypatch.setattr(kernels, "missing", lambda route: None)
+    config, cpu, cuda = KernelsConfig(linear="torch", scan="fla"), torch.device("cpu"), torch.device("cuda")
+    for place, words, wanted in (
+        (cpu, [], ("auto", "auto")),
+        (cpu, ["kernels.linear=torch"], ("torch", "auto")),
+        (cuda, [], ("torch", "fla")),
+        (cuda, ["kernels.linear=fla"], ("fla", "fla")),
+    ):
+        routes.set_routes_of_run(config, place, words)
+        assert (kernels.asked("ssd"), kernels.asked("scan")) == wanted
+    with pytest.raises(ConfigError, match=r"kernels.linear \(fla\) runs on CUDA devices, and this run is on cpu"):
+        routes.set_routes_of_run(config, cpu, ["kernels.linear=fla"])
+    with pytest.raises(ConfigError, match=r"kernels.linar: .*Did you mean: 'linear'"):
+        routes.set_routes_of_run(config, cuda, ["kernels.linar=fla"])
+
+
 def test_every_name_of_the_config_is_a_kernels():
     for setting, annotation in KernelsConfig.__annotations__.items():
         families = [family for family in routes.ROUTES if kernels.SETTING.get(family, family) == setting]

@@ -7,7 +7,8 @@ import pytest
 from llm.data import Manifest
 from llm.errors import ConfigError
 from llm.testing import run_ranks
-from llm.train.config import check, load_config
+from llm.train.config import load_config
+from llm.train.laws import check
 from llm.train.metrics import read_metrics
 from llm.train.rehearsal import rehearse
 from llm.train.run_folder import RunFolder
