@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.nn import functional as F
 
 
@@ -128,7 +128,8 @@ class Docs:
         """
         if (size, fresh) not in self._most_chunks:
             starts = self._read_BT
-            at = np.zeros(starts.shape, bool) if isinstance(starts, FakeTensor) else starts.numpy()
+            with unset_fake_temporarily():
+                at = np.zeros(starts.shape, bool) if isinstance(starts, FakeTensor) else starts.numpy()
             t = np.arange(at.shape[1])
             position = t - np.maximum.accumulate(np.where(at, t, 0 if fresh else 1 - size), 1)
             opens = position % size == 0

@@ -116,7 +116,8 @@ class Route:
         for letter, (least, most, multiple) in self.widths.items():
             size = facts.sizes.get(letter, least)
             if not least <= size <= most or size % multiple:
-                return f"takes {letter} from {least} to {most} in multiples of {multiple}, not {letter}={size}"
+                steps = f" in multiples of {multiple}" * (multiple > 1)
+                return f"takes {letter} from {least} to {most}{steps}, not {letter}={size}"
         if facts.documents and not self.documents:
             return "cannot start a document inside a row"
         if facts.carried and not self.initial_state:
