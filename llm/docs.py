@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
@@ -128,12 +127,12 @@ class Docs:
         """
         if (size, fresh) not in self._most_chunks:
             starts = self._read_BT
-            with unset_fake_temporarily():
-                at = np.zeros(starts.shape, bool) if isinstance(starts, FakeTensor) else starts.numpy()
-            t = np.arange(at.shape[1])
-            position = t - np.maximum.accumulate(np.where(at, t, 0 if fresh else 1 - size), 1)
-            opens = position % size == 0
-            self._most_chunks[size, fresh] = int((opens.sum(1) + ~opens[:, 0]).max())
+            with unset_fake_temporarily(), torch.device("cpu"):
+                at = torch.zeros(starts.shape, dtype=torch.bool) if isinstance(starts, FakeTensor) else starts
+                t = torch.arange(at.shape[1])
+                position = t - torch.where(at, t, 0 if fresh else 1 - size).cummax(1).values
+                opens = position % size == 0
+                self._most_chunks[size, fresh] = int((opens.sum(1) + ~opens[:, 0]).max())
         return self._most_chunks[size, fresh]
 
     @property
