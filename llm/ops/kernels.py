@@ -23,7 +23,7 @@ from llm.errors import ConfigError
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
 HALF = (torch.bfloat16, torch.float16)
 # which setting of `kernels` chooses for a family
-SETTING = {"ssd": "linear", "elementwise": "scan", "context": "memory"}
+SETTING = {"ssd": "linear", "elementwise": "scan", "context": "memory", "head norm": "norm"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,10 @@ class KernelsConfig:
     memory: Literal["auto", "triton", "torch"] = "auto"
     recurrent: Literal["auto", "flashrnn", "torch"] = "auto"
     conv: Literal["auto", "causal_conv1d", "fla", "torch"] = "auto"
+    norm: Literal["auto", "fla", "torch"] = "auto"
+    rotary: Literal["auto", "flash", "torch"] = "auto"
+    swiglu: Literal["auto", "fla", "torch"] = "auto"
+    cross_entropy: Literal["auto", "fla", "torch"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,8 @@ class Route:
     """A kernel behind a family's op, and what it can do.
 
     name: in `kernels.*`. package: as pip knows it. entry: "module:function". extra: of braid-lm, that installs it; "": PyTorch
-    brings it. run: the op, with the definition's arguments; instead of starts it takes `at`, an `llm.docs.Stretch`.
-    widths: (least, most, multiple of).
+    brings it. run: the op, with the definition's arguments; instead of starts it takes `at`, an `llm.docs.Stretch`, None where each
+    token is alone. widths: (least, most, multiple of).
     documents, initial_state, gradient: whether it can start documents inside a row, go on from a state, be differentiated.
     state_gradient: of the final state. int32: whether its offsets are 32 bits wide. exact_float32: whether float32 is not
     multiplied in TF32. more: what else it refuses, in words. declines: why `auto` passes it over, though it could.
@@ -223,6 +227,7 @@ def say(sentence: str) -> None:
             print(sentence, file=sys.stderr, flush=True)
 
 
+@cache
 def version(package: str) -> str:
     """As installed; "" where it is not, or is no package of its own."""
     if package == "torch":

@@ -20,6 +20,7 @@ from llm.ops.linear import kernel as linear
 from llm.ops.memory import kernel as memory
 from llm.ops.recurrent import kernel as recurrent
 from llm.ops.scan import kernel as scan
+from llm.ops.tokenwise import kernel as tokenwise
 
 ROUTES: dict[str, tuple[Route, ...]] = {
     "attention": attention.ROUTES,
@@ -32,6 +33,11 @@ ROUTES: dict[str, tuple[Route, ...]] = {
     "context": (),
     "recurrent": recurrent.ROUTES,
     "conv": conv.ROUTES,
+    "norm": tokenwise.NORM,
+    "head norm": tokenwise.HEAD_NORM,
+    "rotary": tokenwise.ROTATION,
+    "swiglu": tokenwise.SILU_GATE,
+    "cross_entropy": tokenwise.CROSS_ENTROPY,
 }
 # What a family's call says of itself: sizes, extent, special.
 FACTS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -45,28 +51,38 @@ FACTS: dict[str, Callable[..., dict[str, Any]]] = {
     "context": memory.context_facts,
     "recurrent": recurrent.facts,
     "conv": conv.facts,
+    "norm": tokenwise.norm_facts,
+    "head norm": tokenwise.norm_facts,
+    "rotary": tokenwise.rotary_facts,
+    "swiglu": tokenwise.swiglu_facts,
+    "cross_entropy": tokenwise.loss_facts,
 }
 
 
-def kernel_of(family: str, at: Stretch, x: Tensor, *streams: Any, **settings: Any) -> Callable[..., Any] | None:
-    """The op by the kernel that is to run this call, if one is. Raises ConfigError where one was asked for by name and cannot."""
-    capability = None if family not in ROUTES else kernels.capability(x)
+def kernel_of(family: str, at: Stretch | None, x: Tensor, *streams: Any, **settings: Any) -> Callable[..., Any] | None:
+    """The op by the kernel that is to run this call, if one is. Raises ConfigError where one was asked for by name and cannot.
+
+    at: None for ops of each token alone. Inside `torch.compile` there is none: what is traced are PyTorch's forms.
+    """
+    capability = None if family not in ROUTES or torch.compiler.is_compiling() else kernels.capability(x)
     if capability is None:
         return None
     tensors = _tensors((x, *streams))
     known = Facts(
         x.dtype,
         capability,
-        tokens=at.tokens,
-        documents=at.documents is not None and at.documents.cut,
-        carried=not at.fresh,
-        handed_on=at.part,
+        **({} if at is None else _of(at)),
         gradient=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors),
         mixed=any(tensor.dtype in kernels.HALF for tensor in tensors),
         **FACTS[family](x, *streams, **settings),
     )
     route = kernels.choose(family, ROUTES[family], known, kernels.asked(family))
     return None if route is None else route.run
+
+
+def _of(at: Stretch) -> dict[str, Any]:
+    cut = at.documents is not None and at.documents.cut
+    return {"tokens": at.tokens, "documents": cut, "carried": not at.fresh, "handed_on": at.part}
 
 
 def _tensors(values: Any) -> list[Tensor]:

@@ -52,8 +52,9 @@ class Seq:
         self, *streams_BTHK: Tensor, theta: float, channels: int | None = None, scaling: RopeScaling | None = None
     ) -> tuple[Tensor, ...]:
         """Rotary position embedding of each stream, or of its first `channels`, by positions in the document."""
-        position_BT = self.here.position_BT
-        return tuple(rotary.rotary(x, position_BT, theta, channels, scaling) for x in streams_BTHK)
+        (first, *_) = streams_BTHK
+        table = rotary.angles(self.here.position_BT, channels or first.shape[-1], theta, scaling, accumulator(first.dtype))
+        return tuple(rotary.turned(x, *table) for x in streams_BTHK)
 
     def conv(self, name: str, x_BTD: Tensor, weight_DW: Tensor, bias_D: Tensor | None = None) -> Tensor:
         """Short causal depthwise convolution: `[B, T, D]`."""

@@ -31,6 +31,7 @@ class TrainConfig:
     batch: sequences per optimizer step, over all ranks. micro_batch: sequences a rank runs at once; null: its whole share.
     clip: largest global gradient norm; null: no clipping. z_loss: factor of the mean of log^2 Z, which keeps logits from drifting;
     in gradients alone, `loss` is without it. precision: `auto` is bf16 where the device computes in it, else fp32.
+    compile_blocks: whether blocks go through `torch.compile` (llm/compile.py).
     log_every, validate_every, checkpoint_every: steps; 0 validates or saves at the end only. keep_last: checkpoints kept, besides
     those of each `keep_every`-th step (0: of none). checkpoint_async: they are written while training goes on.
     max_minutes: the run stops in time to save within so many; null: no budget. hang_minutes: a step that takes longer ends the run
@@ -47,6 +48,7 @@ class TrainConfig:
     z_loss: float = 0.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     activation_checkpointing: bool = False
+    compile_blocks: bool = False
     log_every: int = 10
     validate_every: int = 0
     validation_sequences: int | None = None

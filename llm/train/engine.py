@@ -8,6 +8,7 @@ import torch
 from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 from torch import Tensor
 
+from llm.compile import compile_blocks
 from llm.data import Batch
 from llm.model import Decoder
 from llm.parallel import Ranks
@@ -45,6 +46,8 @@ def create_engine(config: RunConfig, world: World, ranks: Ranks | None = None, f
     """
     decoder = Decoder.create(config.model, config.seed, world.device)
     decoder.checkpoint_activations = config.train.activation_checkpointing
+    if config.train.compile_blocks:
+        compile_blocks(decoder)
     prepare(decoder, config)
     distillation = distillation_of(config, world.device)
     optimizer = create_optimizer(

@@ -43,6 +43,11 @@ def check_ranks(config: RunConfig, world_size: int) -> None:
             "train.precision (bf16) needs float32 master weights, which ZeRO stage 0 does not keep; "
             "set parallel.zero=1, or train.precision=fp32"
         )
+    if config.train.compile_blocks and config.parallel.zero == 3:
+        raise ConfigError(
+            "train.compile_blocks (true) traces blocks with their weights, which parallel.zero (3) gathers in hooks around each "
+            "part of a block; use parallel.zero=1, or train.compile_blocks=false"
+        )
     if config.parallel.offload != "none" and config.train.optimizer.kind == "muon":
         raise ConfigError(
             f"parallel.offload ({config.parallel.offload}) keeps gradients in host memory, where Muon's ranks cannot exchange "

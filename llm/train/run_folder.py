@@ -53,6 +53,7 @@ FREE = {
     "train.checkpoint_async",
     "train.micro_batch",
     "train.activation_checkpointing",
+    "train.compile_blocks",
     "parallel.zero",
     "parallel.sequence",
     "parallel.mode",

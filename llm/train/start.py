@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from llm.compile import check_compiler
 from llm.config import is_override
 from llm.cost import model_cost
 from llm.data import Manifest
@@ -55,6 +56,8 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
     phases = phases_of(config)
     read = looked_at(phases, folder, world)
     set_routes(config.kernels, world.device)
+    if any(phase.config.train.compile_blocks for phase in phases):
+        check_compiler("train.compile_blocks (true)", world.device)
     changed = folder.check_same(config)
     folder.check_stop()
     check_sources(config, folder, phases, world.size, reads=world.first)

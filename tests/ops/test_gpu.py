@@ -18,10 +18,12 @@ from tests.kernels.cases import (
     linear_streams,
     memory_streams,
     mlstm_streams,
+    norm_streams,
+    rotary_streams,
     scan_streams,
     ssd_streams,
 )
-from tests.kernels.triton_cases import CASES
+from tests.kernels.triton_cases import CASES, NORM, PINNED, TOKENWISE, loss_of, tokenwise
 
 WIDE = [
     Case("simple GLA, K=V=128", "linear", "fla", linear_streams("per head", 128, 128), {"scale": 1.0}, tokens=300),
@@ -33,6 +35,9 @@ WIDE = [
     Case("selective scan", "scan", "mamba_ssm", lambda T: scan_streams(T, 64, 16), tokens=300),
     Case("flash-attn", "attention", "flash", attention_streams(0), {"scale": 0.25}, tokens=300),
     Case("flash-attn, window and cache", "attention", "flash", attention_streams(7), {"scale": 0.25, "window": 5}, tokens=300),
+    tokenwise("RMSNorm, D=4096", "norm", "fla", norm_streams(4096), NORM, exact=PINNED),
+    tokenwise("rotary, K=128", "rotary", "flash", rotary_streams(128), {"theta": 10000.0}),
+    loss_of("cross-entropy, Z=50304", 50304, tokens=64, cap=30.0, z_loss=1e-4),
     Case("FlexAttention", "attention", "flex", attention_streams(7), {"scale": 0.25, "window": 5}, tokens=300),
 ]
 
@@ -40,7 +45,7 @@ WIDE = [
 @pytest.mark.gpu
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("documents", [False, True])
-@pytest.mark.parametrize("case", [*WIDE, *CASES], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*WIDE, *CASES, *TOKENWISE], ids=lambda case: case.name)
 def test_a_kernel_is_as_exact_as_the_pytorch_form(case, documents, request):
     """A memory's products are of float32, which the kernel makes TF32: so they are in PyTorch's form too."""
     if case.family == "memory":

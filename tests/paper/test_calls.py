@@ -5,6 +5,7 @@ Each kind of layer, and a 7B braid of five kinds: forward, loss, backward, clipp
 
 import importlib
 import inspect
+from dataclasses import fields
 from unittest.mock import patch
 
 import pytest
@@ -24,7 +25,7 @@ from tests.paper.calls import LAWS, recorded
 from tests.paper.gpu import DEVICE, Host, register, without_values
 from tests.paper.kinds import FIVE, KINDS, TOKENS, model
 
-FAMILIES = ("attention", "linear", "mlstm", "scan", "memory", "recurrent", "conv")
+FAMILIES = tuple(field.name for field in fields(kernels.KernelsConfig))
 # no mixer asks for it, or only by name
 NOT_BY_AUTO = {GLA, FLA_CONV}
 

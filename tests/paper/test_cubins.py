@@ -18,16 +18,21 @@ from tests.kernels.cases import (
     conv_streams,
     elementwise_streams,
     gradients,
+    head_norm_streams,
     leaves_of,
     linear_streams,
     memory_streams,
     mlstm_streams,
+    norm_streams,
     recurrent_streams,
+    rotary_streams,
     run,
     ssd_streams,
     stretch,
+    swiglu_streams,
 )
 from tests.kernels.interpreter import device
+from tests.kernels.triton_cases import NORM, PINNED, loss_of, tokenwise
 from tests.paper.ahead import SHARED, Cubin, compiling
 
 ARCHITECTURE = int(os.environ["GPU_PAPER"])
@@ -76,6 +81,22 @@ def _calls() -> Iterator[Call]:
         yield Call(
             case(f"{cell}, V={V}", "recurrent", "flashrnn", streams, {"cell": cell}, tokens=16, state_gradient=cell == "lstm")
         )
+    for width in (2048, 4096, 8192):
+        yield alone(f"RMSNorm, D={width}", "norm", "fla", norm_streams(width), NORM, exact=PINNED, tokens=TOKENS)
+    yield alone("RMSNorm, D=128", "norm", "fla", norm_streams(128), NORM, exact=PINNED, tokens=TOKENS)
+    for V in (128, 512, 1024):
+        yield alone(f"norm of heads, V={V}", "head norm", "fla", head_norm_streams(True, V), NORM, exact=PINNED, tokens=TOKENS)
+    for K in (64, 128, 256):
+        yield alone(f"rotary, K={K}", "rotary", "flash", rotary_streams(K), {"theta": 10000.0}, tokens=TOKENS)
+    yield alone("SwiGLU, F=5504", "swiglu", "fla", lambda T: swiglu_streams(T, 5504), tokens=TOKENS)
+    for Z, cap in [(50304, None), (50304, 30.0), (128256, None), (128256, 30.0)]:
+        yield Call(
+            loss_of(f"cross-entropy, Z={Z}{', cap' * (cap is not None)}", Z, tokens=32, cap=cap, z_loss=1e-4), documents=False
+        )
+
+
+def alone(*words, **settings) -> Call:
+    return Call(tokenwise(*words, **settings), documents=False)
 
 
 CALLS = list(_calls())
