@@ -4,7 +4,7 @@ No kept library has this recurrence. fla's delta rules (gated, with momentum) ta
 token, which is a chunk of one token here; its TTT normalises inside the loss, and has no momentum; its Titans is another model.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,10 +12,11 @@ from torch import Tensor
 from llm.docs import Stretch
 from llm.ops import kernels
 from llm.ops.kernels import HALF, Facts, Route, extent
-from llm.ops.memory import chunk as in_chunks
-from llm.ops.memory.chunk import Mixing, Written
-from llm.ops.memory.layout import Layout
-from llm.ops.memory.naive import Memory, Weights
+
+if TYPE_CHECKING:
+    from llm.ops.memory.chunk import Mixing, Written
+    from llm.ops.memory.layout import Layout
+    from llm.ops.memory.naive import Memory, Weights
 
 HANDED_ON = "llm.ops.memory.kernel_triton:handed_on"
 
@@ -30,15 +31,21 @@ def context_facts(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, *_: Any, chunk
     return {"sizes": {"K": k_BTHK.shape[-1], "V": v_BTHV.shape[-1], "C": chunk}}
 
 
-def memory(q, k, v, log_keep, log_momentum, step, initial, state, *, chunk: int, at: Stretch) -> tuple[Tensor, Memory]:
+def memory(q, k, v, log_keep, log_momentum, step, initial, state, *, chunk: int, at: Stretch) -> "tuple[Tensor, Memory]":
+    # imported here, as below: these forms turn by `rotary`, which itself asks the routes that this module is a part of
+    from llm.ops.memory import chunk as in_chunks
+
     streams = (q, k, v, log_keep, log_momentum, step)
     return in_chunks.memory(*streams, initial, state, at.phase_BT, chunk=chunk, chunks=at.most_chunks(chunk), handed_on=handed_on)
 
 
 def handed_on(
-    k: Tensor, v: Tensor, step: Tensor, mixing: Mixing, initial: Weights, state: Memory, placed: Layout | None
-) -> tuple[Memory, Memory, list[Written]]:
+    k: Tensor, v: Tensor, step: Tensor, mixing: "Mixing", initial: "Weights", state: "Memory", placed: "Layout | None"
+) -> "tuple[Memory, Memory, list[Written]]":
     """`chunk.in_turn` of a memory of one matrix."""
+    from llm.ops.memory.chunk import Written
+    from llm.ops.memory.naive import Memory
+
     pairs, *ends = mixing.ends
     if placed is None:
         opening = torch.ones(k.shape[:2], dtype=torch.int32, device=k.device)
