@@ -63,4 +63,6 @@ def run(family: str, tokens: int, x: Tensor, *streams: Any, at: Stretch | None =
         step_op, many = IMPLEMENTATIONS[family]
         op = step_op if tokens == 1 else loop(family, x) or many
         where = () if at is None else (at.phase_BT if family in BY_POSITION else at.starts_BT,)
+        if family in BY_POSITION and tokens > 1 and at is not None:
+            settings["chunks"] = at.most_chunks(settings["chunk"])
         return op(x, *streams, *where, **settings)

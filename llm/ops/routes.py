@@ -17,6 +17,7 @@ from llm.ops.attention import kernel as attention
 from llm.ops.conv import kernel as conv
 from llm.ops.kernels import Facts, KernelsConfig, Route
 from llm.ops.linear import kernel as linear
+from llm.ops.memory import kernel as memory
 from llm.ops.recurrent import kernel as recurrent
 from llm.ops.scan import kernel as scan
 from llm.ops.tokenwise import kernel as tokenwise
@@ -28,6 +29,8 @@ ROUTES: dict[str, tuple[Route, ...]] = {
     "mlstm": linear.MLSTM,
     "scan": scan.SCAN,
     "elementwise": scan.ELEMENTWISE,
+    "memory": memory.ROUTES,
+    "context": (),
     "recurrent": recurrent.ROUTES,
     "conv": conv.ROUTES,
     "norm": tokenwise.NORM,
@@ -44,6 +47,8 @@ FACTS: dict[str, Callable[..., dict[str, Any]]] = {
     "mlstm": linear.mlstm_facts,
     "scan": scan.scan_facts,
     "elementwise": scan.elementwise_facts,
+    "memory": memory.facts,
+    "context": memory.context_facts,
     "recurrent": recurrent.facts,
     "conv": conv.facts,
     "norm": tokenwise.norm_facts,

@@ -3,22 +3,26 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from llm.docs import Docs, Stretch
 from llm.ops import cross_entropy, dispatch, kernels, norm, rotary, swiglu
 from llm.ops.attention import naive as attention
 from llm.ops.conv import naive as conv
 from llm.ops.linear import naive as linear
+from llm.ops.memory import naive as memory
+from llm.ops.memory.naive import Memory
 from llm.ops.recurrent import naive as recurrent
 from llm.ops.recurrent.cells import CELLS
 from llm.ops.scan import naive as scan
 
 B, H, TAPS = 2, 2, 4
+EXACT_IN_MEMORY = ("log_keep", "log_momentum", "initial")
 
 
 def ssd(q, k, v, step, rate, state, starts=None):
@@ -66,6 +70,7 @@ DEFINITIONS: dict[str, Callable[..., Any]] = {
     "elementwise": scan.elementwise,
     "head norm": head_norm,
     "linear": linear.linear,
+    "memory": memory.memory,
     "mlstm": linear.mlstm,
     "norm": rms_norm,
     "recurrent": recurrent.recurrent,
@@ -96,7 +101,7 @@ class Case:
     route: str
     streams: Callable[[int], dict[str, Any]]
     settings: dict[str, Any] = field(default_factory=dict)
-    exact: Sequence[str] = ("log_decay", "step", "rate", "state", "log_input", "log_forget", "A", "dt")
+    exact: Sequence[str] = ("log_decay", "step", "rate", "state", "log_input", "log_forget", "A", "dt", *EXACT_IN_MEMORY)
     tokens: int = 70
     documents: bool = True
     gradient: bool = True
@@ -143,6 +148,14 @@ def scan_streams(T: int, D: int = 8, N: int = 4) -> dict[str, Any]:
 
 def elementwise_streams(T: int) -> dict[str, Any]:
     return {"x": normal(B, T, 16), "decay": 0.05 - 0.9 * decays(B, T, 16), "state": normal(B, 16)}
+
+
+def memory_streams(T: int, K: int = 16, V: int = 16, chunk: int = 16) -> dict[str, Any]:
+    """Of a memory of one matrix: steps that a chunk's sum does not make unstable."""
+    streams = qkv(T, K, V)
+    gates = {"log_keep": decays(B, T, H) / 8, "log_momentum": decays(B, T, H), "step": -decays(B, T, H) / chunk}
+    matrices = [(normal(B, H, K, V) / K**0.5,) for _ in Memory._fields]
+    return streams | gates | {"initial": (normal(H, K, V) / K**0.5,), "state": Memory(*matrices)}
 
 
 def conv_streams(T: int, D: int = 16) -> dict[str, Any]:
@@ -195,17 +208,17 @@ def loss_streams(Z: int, D: int = 16) -> Callable[[int], dict[str, Any]]:
     return made
 
 
-def stretch(case: Case, starts: Tensor | None, fresh: bool = False) -> Stretch:
+def stretch(case: Case, starts: Tensor | None, fresh: bool = False, behind: int = 5, tokens: int | None = None) -> Stretch:
+    """behind: tokens of the document that rows go on with."""
     docs = None if starts is None else Docs(starts)
-    return Stretch(docs, torch.full((B,), 5), 0, case.tokens, fresh)
+    return Stretch(docs, torch.full((B,), behind), 0, tokens or case.tokens, fresh)
 
 
 def leaves_of(streams: dict[str, Any]) -> dict[str, Tensor]:
     """Its tensors that have gradients, by name."""
     named = {}
     for name, value in streams.items():
-        tensors = value if isinstance(value, tuple) else (value,)
-        for n, tensor in enumerate(tensors):
+        for n, tensor in enumerate(flat(value)):
             if tensor is not None and tensor.is_floating_point():
                 named[f"{name}.{n}" if isinstance(value, tuple) else name] = tensor
     return named
@@ -220,10 +233,7 @@ def cast(case: Case, streams: dict[str, Any], dtype: torch.dtype) -> dict[str, A
             return x
         return x.detach().to(exact if name in case.exact else dtype).requires_grad_(case.gradient)
 
-    return {
-        name: tuple(leaf(name, x) for x in value) if isinstance(value, tuple) else leaf(name, value)
-        for name, value in streams.items()
-    }
+    return {name: tree_map(partial(leaf, name), value) for name, value in streams.items()}
 
 
 def flat(outputs: Any) -> list[Tensor]:
@@ -240,7 +250,8 @@ def run(case: Case, streams: dict[str, Any], at: Stretch) -> list[Tensor]:
 
 def define(case: Case, streams: dict[str, Any], starts: Tensor | None) -> list[Tensor]:
     with torch.set_grad_enabled(case.gradient):
-        return flat(DEFINITIONS[case.family](*streams.values(), starts, **case.settings))
+        where = stretch(case, starts).phase_BT if case.family == "memory" else starts
+        return flat(DEFINITIONS[case.family](*streams.values(), where, **case.settings))
 
 
 def error(got: Tensor, want: Tensor) -> float:

@@ -19,6 +19,7 @@ from llm.ops.conv.kernel import CAUSAL_CONV1D
 from llm.ops.conv.kernel import FLA as FLA_CONV
 from llm.ops.kernels import HALF
 from llm.ops.linear.kernel import CHUNK_SCAN, GLA, SIMPLE_GLA
+from llm.ops.memory.kernel import HANDED_ON
 from llm.ops.recurrent.kernel import DTYPES, FLASHRNN
 from llm.ops.scan.kernel import SELECTIVE_SCAN
 from llm.ops.tokenwise.kernel import GROUP_NORM, LOSS, LOSS_GRADIENT, RMS_NORM, ROTARY, SWIGLU
@@ -161,6 +162,20 @@ def block_mask(a: dict[str, Any]) -> Sequence[Tensor]:
     return [like(seen, 1)]
 
 
+def memory(a: dict[str, Any]) -> Sequence[Tensor]:
+    """llm/ops/memory/kernel_triton.py: pointers go by shapes, so everything is contiguous."""
+    (N, B, H, C, K), V = a["k"].shape, a["v"].shape[-1]
+    law(all(x.is_contiguous() for x in a.values()), "a stream is not contiguous")
+    law({x.dtype for name, x in a.items() if name != "opening"} == {torch.float32}, "all are float32")
+    law(a["opening"].dtype == torch.int32 and a["opening"].shape == (N, B), "opening")
+    law(a["v"].shape[:4] == a["step"].shape == a["to_weights"].shape == a["to_momentum"].shape == (N, B, H, C), "of tokens")
+    law(all(a[name].shape == (N, B, H) for name in ("keeps", "enters", "fades")), "of chunks")
+    matrices = [a[name] for name in ("initial", "start", "weights", "momentum")]
+    law(all(x.shape == (B, H, K, V) for x in matrices), "matrices")
+    before = [like(a["start"], N, B, H, K, V) for _ in range(2)]
+    return [*before, like(a["v"]), *(like(a["start"]) for _ in range(3))]
+
+
 def norm(a: dict[str, Any]) -> Sequence[Tensor]:
     """fla/modules/norm/layernorm.py, `layer_norm_fwd`: rows of at most 64 KiB; weights of all groups in one row."""
     x, weight, bias = a["x"], a["weight"], a["bias"]
@@ -213,6 +228,7 @@ LAWS: dict[str, Callable[[dict[str, Any]], Sequence[Tensor]]] = {
     FLA_CONV: fla_conv,
     SELECTIVE_SCAN: selective_scan,
     FLASHRNN: flashrnn,
+    HANDED_ON: memory,
     FLEX: flex,
     BLOCK_MASK: block_mask,
     RMS_NORM: norm,

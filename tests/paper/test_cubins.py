@@ -21,6 +21,7 @@ from tests.kernels.cases import (
     head_norm_streams,
     leaves_of,
     linear_streams,
+    memory_streams,
     mlstm_streams,
     norm_streams,
     recurrent_streams,
@@ -59,7 +60,7 @@ def _calls() -> Iterator[Call]:
     for decay, sizes in WIDE.items():
         for K, V in sizes:
             yield Call(case(f"{decay} decay, K={K}, V={V}", "linear", "fla", linear_streams(decay, K, V)))
-    for K, V in [(64, 64), (128, 128), (256, 256)]:
+    for K, V in [(64, 64), (128, 128), (256, 256), (256, 512)]:
         yield Call(case(f"mLSTM, K={K}, V={V}", "mlstm", "fla", lambda T, K=K, V=V: mlstm_streams(T, K, V), {"scale": K**-0.5}))
     one = case("per head decay, K=128, V=128", "linear", "fla", linear_streams("per head", 128, 128))
     yield Call(one, documents=False)
@@ -69,6 +70,9 @@ def _calls() -> Iterator[Call]:
         streams = lambda T, K=K, V=V: mlstm_streams(T, K, V)  # noqa: E731
         inference = case(f"mLSTM, K={K}, V={V}", "mlstm", "mlstm_kernels", streams, {"scale": K**-0.5}, gradient=False)
         yield Call(inference, documents=False)
+    for K in (64, 128, 256):
+        streams = lambda T, K=K: memory_streams(T, K, K, 64)  # noqa: E731
+        yield Call(case(f"Titans, K={K}, V={K}", "memory", "triton", streams, {"chunk": 64}))
     yield Call(case("elementwise, D=16", "elementwise", "fla", elementwise_streams, exact=("decay", "state")))
     for documents in (True, False):
         yield Call(case("convolution, D=2048, W=4", "conv", "fla", lambda T: conv_streams(T, 2048)), documents)
