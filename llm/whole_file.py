@@ -1,7 +1,10 @@
 """Small files that are there whole or not at all."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+SUFFIX = ".tmp"
 
 
 def write_text(path: Path, text: str, sync: bool = False) -> None:
@@ -11,7 +14,7 @@ def write_text(path: Path, text: str, sync: bool = False) -> None:
 
 def write_bytes(path: Path, content: bytes, sync: bool = True) -> None:
     """Replaces the file at once. sync: its content is on the disk before its name."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{SUFFIX}")
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -21,3 +24,9 @@ def write_bytes(path: Path, content: bytes, sync: bool = True) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def unfinished(folder: Path) -> Iterator[Path]:
+    """What writers that were killed left in a folder and the folders in it."""
+    for pattern in (f".*{SUFFIX}", f"*/.*{SUFFIX}"):
+        yield from folder.glob(pattern)

@@ -133,7 +133,7 @@ class _FromRight(torch.autograd.Function):
         everyone = _bytes(asked[None], lambda x: _gathered(x, ctx.ranks, 0)).unbind()
         for a, more in zip(later[::-1], everyone[: ctx.ranks.rank : -1], strict=True):
             dafter = a.conj() * dafter + more
-        return dy, dafter, None, None, *(None for _ in ctx.saved_tensors)
+        return dy, dafter, None, None, None, *(None for _ in later)
 
 
 class _Tied(torch.autograd.Function):

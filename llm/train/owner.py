@@ -22,6 +22,7 @@ from threading import Event, Thread
 
 from llm.errors import BraidError, CheckpointError
 from llm.train.exits import STOP, Outcome
+from llm.whole_file import unfinished
 
 NAME, HEARTBEAT = "owner.json", "heartbeat"
 # seconds between renewals; without one, after which a start elsewhere is over; between looks at it
@@ -103,7 +104,8 @@ class Hold:
 
 
 def take(run: Path) -> Hold:
-    """Own a run folder, which is made if it is not there. What ranks of a start that is over left in `heartbeat` is removed.
+    """Own a run folder, which is made if it is not there. What ranks of a start that is over left in `heartbeat`, and
+    files that it did not finish, are removed.
 
     Raises Held where another start trains the run, CheckpointError where no folder can be made.
     """
@@ -123,7 +125,7 @@ def take(run: Path) -> Hold:
             now = look(run)
             if left is not None and now is not None and now.owner == left.owner:
                 (run / NAME).unlink(missing_ok=True)
-        for path in (run / HEARTBEAT).glob("rank-*"):
+        for path in (*(run / HEARTBEAT).glob("rank-*"), *unfinished(run)):
             path.unlink(missing_ok=True)
     return Hold(run, mine)
 

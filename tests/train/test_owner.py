@@ -90,8 +90,10 @@ def test_a_second_start_is_told_who_trains_before_it_joins_anything(words, held,
 def test_after_a_kill_the_next_start_waits_for_nothing_and_finds_no_heartbeats(held, tmp_path, monkeypatch) -> None:
     run = tmp_path / "runs" / "tiny"
     beat = run / "heartbeat" / "rank-3.json"
-    beat.parent.mkdir()
-    beat.touch()
+    unfinished = run / "checkpoints" / ".latest.7.tmp"
+    for path in (beat, unfinished):
+        path.parent.mkdir()
+        path.touch()
     monkeypatch.setattr(owner, "OVER", 1e9)
     held.kill()
     began = time.monotonic()
@@ -99,6 +101,7 @@ def test_after_a_kill_the_next_start_waits_for_nothing_and_finds_no_heartbeats(h
     hold = take(run)
     assert time.monotonic() - began < 1
     assert not beat.exists()
+    assert not unfinished.exists()
     assert look(run).owner == hold.owner
     time.sleep(0.5)
     renewed = look(run).renewed
