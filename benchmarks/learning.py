@@ -4,11 +4,10 @@
     python benchmarks/learning.py --only parity          one claim; the same again goes on where it was stopped
     python benchmarks/learning.py --quick                a few steps of every architecture, no verdict
 
-State (xLSTM, arXiv:2405.04517 sec. 4.1; Merrill et al., arXiv:2404.08819): sLSTM and LSTM find the rules of parity and of sums
-modulo 5 and keep to them at five times the length; attention, Mamba and retention, whose decays are positive (arXiv:2411.12537),
-do not. Recall (Zoology, arXiv:2312.04927): attention and a braid with one layer of it answer all queries; what a recurrent stack
-answers grows with its state. docs/probes.md has what was found: `parity` and `recall` hold, `modular_sums` and `recall_by_state`
-are not shown.
+State (xLSTM, arXiv:2405.04517 sec. 4.1; Merrill et al., arXiv:2404.08819; Delétang et al., arXiv:2207.02098): sLSTM and LSTM find
+the rules of parity, of sums and of arithmetic modulo 5 and keep to them at five times the length; attention, Mamba and retention,
+whose decays are positive (arXiv:2411.12537), do not. Recall (Zoology, arXiv:2312.04927): attention and a braid with one layer of it
+answer all queries; what a recurrent stack answers grows with its state. docs/probes.md has what was found, and what was not.
 
 Every architecture of a claim has the same data, steps, learning rates and seeds; a run ends early only where it has solved the
 task. An architecture's learning rate is the one of least validation loss, over seeds, at sizes that were trained.
@@ -39,7 +38,8 @@ NEAR_CHANCE = 0.1
 class Claim:
     """solvers: right at every size of `solved`, with their worst seed. failing: near chance at the largest size at every rate and
     seed, though their training loss fell. rising: groups of architectures that are righter the larger their state, from `below` to
-    `above` at the last size of `solved`.
+    `above` at the last size of `solved`. right: what solvers are asked for. failing_hidden: of a feed-forward part that the failing
+    have in place of the grid's.
     """
 
     grid: ProbeConfig

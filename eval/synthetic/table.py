@@ -128,8 +128,8 @@ def draw(figure: Any, runs: Sequence[Run], columns: int = 3) -> None:
 
 
 def draw_by_state(figure: Any, runs: Sequence[Run]) -> None:
-    """A panel per task: accuracy at the largest trained size against the numbers that the state holds, a line for each stack of kinds
-    over its widths and settings; a dashed line for each architecture whose state grows."""
+    """A panel per task: accuracy at the largest trained size against the numbers that the state holds, a line for each stack of
+    kinds over its widths and settings; a dashed line for each architecture whose state grows."""
     tasks = tasks_of(runs)
     for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
         for number, (kinds, names) in enumerate(_by_kinds(runs, task).items()):
