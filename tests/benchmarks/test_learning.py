@@ -71,6 +71,12 @@ def test_verdicts_ask_states_for_more_from_little_to_nearly_all():
     assert missed(some_runs({**RIGHT, "a@1": 0.55}), replace(CLAIM, below=0.6)) == []
 
 
+def test_the_failing_alone_get_a_feed_forward_part():
+    claim = Claim(ProbeConfig(["parity"], ["lstm", "mamba"], hidden=0), [40], ["lstm"], ["mamba"], failing_hidden=8)
+    assert {p.architecture: p.resolved.hidden for p in claim.points()} == {"lstm": 0, "mamba": 8}
+    assert {p.resolved.hidden for p in replace(claim, failing_hidden=None).points()} == {0}
+
+
 @pytest.mark.parametrize("name", CLAIMS)
 def test_claims_are_about_architectures_of_their_grids(name):
     claim = CLAIMS[name]
