@@ -27,9 +27,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.gpu_sides import KINDS, Sizes, braid, ours, theirs
-from llm.cost import model_cost
+from llm.cost import training_flops
 from llm.model import Decoder
-from llm.train.metrics import BACKWARD_AND_FORWARD
 from llm.train.peak import measured_peak
 from llm.train.precision import cast_model
 
@@ -142,7 +141,7 @@ def braids(run: Run) -> list[Row]:
             if isinstance(found, str):
                 rows.append(Row(name, "braid", T, why=found))
             else:
-                flops = BACKWARD_AND_FORWARD * model_cost(config, T).flops * T * rows_of(T)
+                flops = training_flops(config, T) * T * rows_of(T)
                 rows.append(Row(name, "braid", T, *found, mfu=flops / found[0] / peak))
                 if run.sizes.tokens[0] == T and name == "1.3B" and flops / found[0] / peak < MFU_TARGET:
                     profile(work["braid"])

@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -58,39 +59,73 @@ def braid(width: int, depth: int, sizes: Sizes) -> ModelConfig:
     return build(ModelConfig, settings, model_kinds(""))
 
 
-def _mamba(sizes: Sizes) -> dict[str, Any]:
+Load = Callable[[str], ModuleType]
+
+
+def _mamba(sizes: Sizes, load: Load) -> dict[str, Any]:
     return {"d_model": sizes.width}
 
 
-def _attention(sizes: Sizes) -> dict[str, Any]:
+def _attention(sizes: Sizes, load: Load) -> dict[str, Any]:
     rotary = sizes.width // sizes.heads
     settings = {"embed_dim": sizes.width, "num_heads": sizes.heads, "causal": True, "use_flash_attn": True}
     return settings | {"rotary_emb_dim": rotary, "qkv_proj_bias": False, "out_proj_bias": False}
 
 
-def _retention(sizes: Sizes) -> dict[str, Any]:
+def _retention(sizes: Sizes, load: Load) -> dict[str, Any]:
     return {"hidden_size": sizes.width, "num_heads": mixer_of("retention", sizes.heads)["heads"]}
 
 
+def _mlstm(sizes: Sizes, load: Load) -> dict[str, Any]:
+    """xLSTM-7B's layer on mlstm_kernels' fastest kernel."""
+    package, heads = load("xlstm.xlstm_large.model"), mixer_of("mlstm", sizes.heads)["heads"]
+    backend = package.mLSTMBackendConfig(
+        chunkwise_kernel="chunkwise--triton_xl_chunk", chunk_size=128, return_last_states=False, autocast_kernel_dtype="bfloat16"
+    )
+    return {"config": package.mLSTMLayerConfig(embedding_dim=sizes.width, num_heads=heads, mlstm_backend=backend)}
+
+
+def _slstm(sizes: Sizes, load: Load) -> dict[str, Any]:
+    """On the CUDA kernel that the package builds at first use."""
+    heads = mixer_of("slstm", sizes.heads)["heads"]
+    config = load("xlstm.blocks.slstm.layer").sLSTMLayerConfig
+    return {"config": config(embedding_dim=sizes.width, num_heads=heads, backend="cuda", dtype="bfloat16")}
+
+
+def _titans(sizes: Sizes, load: Load) -> dict[str, Any]:
+    """One matrix per head, errors at a chunk's first weights, as ours, but one rate for all of a chunk: less work than ours."""
+    K, chunk = sizes.width // sizes.heads, MIXERS["titans"][0]().chunk
+    matrix = load("titans_pytorch.memory_models").MemoryMLP(K, depth=1)
+    settings = {"dim_head": K, "heads": sizes.heads, "chunk_size": chunk, "batch_size": chunk, "model": matrix}
+    return {"dim": sizes.width, "pre_rmsnorm": False, "mem_model_norm_add_residual": False, **settings}
+
+
 # kind -> (package, module:class, its settings)
-THEIRS: dict[str, tuple[str, str, Callable[[Sizes], dict[str, Any]]]] = {
+THEIRS: dict[str, tuple[str, str, Callable[[Sizes, Load], dict[str, Any]]]] = {
     "attention": ("flash-attn", "flash_attn.modules.mha:MHA", _attention),
     "mamba": ("mamba-ssm", "mamba_ssm.modules.mamba_simple:Mamba", _mamba),
     "mamba2": ("mamba-ssm", "mamba_ssm.modules.mamba2:Mamba2", _mamba),
+    "mlstm": ("xlstm", "xlstm.xlstm_large.model:mLSTMLayer", _mlstm),
     "retention": ("flash-linear-attention", "fla.layers:MultiScaleRetention", _retention),
+    "slstm": ("xlstm", "xlstm.blocks.slstm.layer:sLSTMLayer", _slstm),
+    "titans": ("titans-pytorch", "titans_pytorch.neural_memory:NeuralMemory", _titans),
 }
 
 
 def theirs(kind: str, sizes: Sizes, device: torch.device) -> tuple[str, nn.Module | None, str]:
     """(package, its layer, or why there is none)."""
-    if kind not in THEIRS:
-        return "", None, ""
-    package, entry, settings = THEIRS[kind]
+    package = THEIRS[kind][0]
     if device.type != "cuda":
         return package, None, "runs on CUDA devices"
-    module, _, name = entry.partition(":")
     try:
-        made = getattr(importlib.import_module(module), name)
-    except ImportError as error:
-        return package, None, f"cannot be imported: {error}"
-    return package, made(**settings(sizes)).to(device, torch.bfloat16), ""
+        return package, made(kind, sizes, importlib.import_module).to(device, torch.bfloat16), ""
+    except Exception as error:
+        # some are built at first use, and say in many ways why they cannot be
+        return package, None, f"cannot be made: {error}"
+
+
+def made(kind: str, sizes: Sizes, load: Load) -> nn.Module:
+    """Its package's layer; load: imports a module of it."""
+    _, entry, settings = THEIRS[kind]
+    module, _, name = entry.partition(":")
+    return getattr(load(module), name)(**settings(sizes, load))

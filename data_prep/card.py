@@ -6,14 +6,15 @@ from itertools import groupby
 from data_prep.markup import markdown
 from data_prep.outcome import Outcome
 from data_prep.report import REPORT
-from llm.data.manifest import Manifest, write_whole
+from llm.data.manifest import Manifest
+from llm.whole_file import write_bytes
 
 CARD = "CARD.md"
 
 
 def write_card(manifest: Manifest, outcome: Outcome) -> None:
     """Write CARD.md beside the manifest: sources, licences, the ledger of every step, splits, tokenizer, hashes, recipe."""
-    write_whole(manifest.root / CARD, "".join(_card(manifest, outcome)).encode(errors="backslashreplace"))
+    write_bytes(manifest.root / CARD, "".join(_card(manifest, outcome)).encode(errors="backslashreplace"))
 
 
 def untrained(manifest: Manifest) -> list[str]:

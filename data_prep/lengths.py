@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from data_prep.stages.tokenizer import SPLITS
 from data_prep.stages.tokens import lengths
 from data_prep.stages.work import Work
-from llm.data.manifest import write_whole
+from llm.whole_file import write_bytes
 
 # 2^40 tokens are more than any document has
 EDGES = 2 ** (np.arange(161) / 4)
@@ -38,4 +38,4 @@ def plot(counts: dict[str, np.ndarray], path: Path) -> None:
     buffer = io.BytesIO()
     # without the name and version of the library
     figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
-    write_whole(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())

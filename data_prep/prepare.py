@@ -23,11 +23,12 @@ from data_prep.report import write_report, write_run
 from data_prep.stages import documents, duplicates, shards, tokenizer, tokens, work
 from data_prep.stages.work import FORMAT, WORK, Work
 from data_prep.workers import Workers
-from llm.data.manifest import NAME, TOKENIZER, Manifest, Shard, Source, write_whole
+from llm.data.manifest import NAME, TOKENIZER, Manifest, Shard, Source
 from llm.data.plan import FILES as PLANS
 from llm.data.shard import token_dtype
 from llm.data.write import tokenizer_info
 from llm.errors import DataError
+from llm.whole_file import write_bytes
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # what the dataset was prepared from; lets a second run see that there is nothing to do
@@ -162,11 +163,11 @@ def _finish(recipe: Recipe, folder: Work, written: list[Shard], record: dict, se
     info = tokenizer_info(content)
     sources = {name: Source(float(source.weight), source.licence) for name, source in recipe.sources.items()}
     manifest = Manifest(token_dtype(info.vocabulary).name, info, sources, tuple(written), recipe.hash, out)
-    write_whole(out / TOKENIZER, content)
+    write_bytes(out / TOKENIZER, content)
     outcome = Outcome.of(recipe, folder)
     write_report(manifest, outcome)
     write_card(manifest, outcome)
     write_run(manifest, outcome, seconds)
-    write_whole(out / RECORD, json.dumps(record, indent=1).encode())
+    write_bytes(out / RECORD, json.dumps(record, indent=1).encode())
     manifest.write()
     return manifest

@@ -9,7 +9,8 @@ from pathlib import Path
 from data_prep.lengths import histogram, plot
 from data_prep.markup import block, code
 from data_prep.outcome import Outcome
-from llm.data.manifest import Manifest, write_whole
+from llm.data.manifest import Manifest
+from llm.whole_file import write_bytes
 
 REPORT = "report"
 FILES = ("report.json", "duplicates.json", "contamination.json", "drops.md", "lengths.png", "run.json")
@@ -31,7 +32,7 @@ def write_report(manifest: Manifest, outcome: Outcome) -> None:
         _json(folder / "duplicates.json", outcome.duplicates)
     if outcome.recipe.decontamination is not None:
         _json(folder / "contamination.json", {name: asdict(report) for name, report in outcome.evaluations().items()})
-    write_whole(folder / "drops.md", "".join(_drops(outcome)).encode(errors="backslashreplace"))
+    write_bytes(folder / "drops.md", "".join(_drops(outcome)).encode(errors="backslashreplace"))
     plot(lengths, folder / "lengths.png")
 
 
@@ -53,7 +54,7 @@ def write_run(manifest: Manifest, outcome: Outcome, seconds: dict[str, float]) -
 
 
 def _json(path: Path, content: dict) -> None:
-    write_whole(path, json.dumps(content, indent=1).encode() + b"\n")
+    write_bytes(path, json.dumps(content, indent=1).encode() + b"\n")
 
 
 def _sources(outcome: Outcome) -> dict[str, dict]:

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from llm.data.permutation import GOLDEN, mix
+
 # datatrove's PUNCTUATION; the white space that it leaves out among the control characters separates words in any case
 _CONTROL = "".join(map(chr, [*range(32), *range(127, 160)]))
 _PUNCTUATION = "!/—”:％１〈&(、━\\【#%「」，】；+^]~“《„';’{|∶´[=-`*．（–？！：$～«〉,><》)?）。…@_.\"}►»" + _CONTROL
@@ -77,14 +79,7 @@ def hash_ngrams(texts: Sequence[bytes], n: int) -> tuple[np.ndarray, np.ndarray]
         hashes += words[j : j + len(hashes)]
     # an n-gram that starts in the last n - 1 words of its text runs into the next one
     left = np.repeat(np.cumsum(lengths), lengths)[: len(hashes)] - np.arange(len(hashes))
-    return _mix(hashes[left >= n]), ends
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele, Lea and Flood 2014): a bijection after which every bit depends on every bit."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    return mix(hashes[left >= n]), ends
 
 
 # bytes hashed at once, at most but for a single longer word: memory is about 40 times that
@@ -94,7 +89,7 @@ _RATIO = np.uint64(6364136223846793005)
 _INVERSE = np.uint64(pow(int(_RATIO), -1, 1 << 64))
 _POWERS = np.cumprod(np.full(_BLOCK, _RATIO))
 _INVERSE_POWERS = np.cumprod(np.full(_BLOCK, _INVERSE))
-_TABLE = _mix(np.arange(1, 257, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+_TABLE = mix(np.arange(1, 257, dtype=np.uint64) * np.uint64(GOLDEN))
 
 
 def _hash_words(text: bytes) -> tuple[np.ndarray, np.ndarray]:
@@ -120,4 +115,4 @@ def _hash_block(text: bytes) -> tuple[np.ndarray, np.ndarray]:
         powers, inverse = (np.cumprod(np.full(len(values), ratio)) for ratio in (_RATIO, _INVERSE))
     sums = np.zeros(len(values) + 1, dtype=np.uint64)
     np.cumsum(_TABLE[values] * powers[: len(values)], out=sums[1:])
-    return starts, _mix((sums[ends] - sums[starts]) * inverse[starts])
+    return starts, mix((sums[ends] - sums[starts]) * inverse[starts])

@@ -5,19 +5,24 @@ Interpolated absolute discounting (Ney, Essen and Kneser 1994; Chen and Goodman 
     P(w | v) = max(c(v, w) - D, 0) / c(v) + D N(v) / c(v) P(w)      P(w) = (c(w) + 1) / (c + Z)      D = n1 / (n1 + 2 n2)
 
 c(v, w): how often w followed v; N(v): different followers of v; n1, n2: pairs seen once, twice; P(w) alone where v was never seen.
-The pairs are the inputs and labels of the training sequences, so the model and its baseline have read the same.
+The pairs are the inputs and labels of the training sequences, phase by phase, so the model and its baseline have read the same.
+What later epochs of a source repeat is counted once; but again in a phase that cuts sequences anew, whose epochs are its own.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from eval.figures import Result, text_figures
-from eval.subject import Subject
+from eval.subject import Subject, Trained
 from eval.texts import TextConfig, read_texts
 from llm.data import TokenStream
 from llm.errors import ConfigError
+from llm.train.config import naming
+from llm.train.phases import stream_of
 from llm.train.quarantine import quarantine_of
 
 # training pairs counted at a time
@@ -100,17 +105,36 @@ def bigram(subject: Subject, config: BigramConfig) -> Result:
     if trained is None:
         raise ConfigError(f"bigram counts what a run was trained on, which {subject.name} does not say; evaluate the run itself")
     texts = read_texts(subject, config)
-    stream = TokenStream(subject.manifest(), config.train, trained.data, trained.seed, trained.batch)
-    wanted = trained.consumed if config.sequences is None else config.sequences
-    if wanted < 1:
-        raise ConfigError(f"sequences ({wanted}) to count bigrams in must be at least 1; train the run first, or set sequences=N")
-    read = distinct(stream, quarantine_of(trained.quarantine, stream.identity()).rows(np.arange(wanted)))
-    with subject.progress("bigrams", len(read)) as advance:
-        model = fit(_rows(stream, read, advance), subject.model.vocab_size)
+    read = read_in_training(subject, trained, config)
+    once = [(stream, distinct(stream, rows)) for stream, rows in read]
+    number, of = (sum(len(rows) for _, rows in parts) for parts in (once, read))
+    if of < 1:
+        raise ConfigError(f"sequences ({of}) to count bigrams in must be at least 1; train the run first, or set sequences=N")
+    with subject.progress("bigrams", number) as advance:
+        model = fit((part for stream, rows in once for part in _rows(stream, rows, advance)), subject.model.vocab_size)
     nats = model.document_nats(texts.tokens)
     found = text_figures(nats, texts.scored, texts.text_bytes, texts.words, config.seed)
-    fitted = {"sequences": len(read), "of": wanted, "pairs": int(model.counts.sum()), "discount": model.discount}
+    fitted = {"sequences": number, "of": of, "pairs": int(model.counts.sum()), "discount": model.discount}
     return Result(found, {"text": {**texts.origin, **texts.counts}, "fitted_on": fitted}, texts.said)
+
+
+def read_in_training(subject: Subject, trained: Trained, config: BigramConfig) -> list[tuple[TokenStream, np.ndarray]]:
+    """Of each phase its stream, and the rows of it that were read: all of them, or the first `config.sequences` of the run's order,
+    also of those that lie ahead. Raises DataError where a phase's dataset is not at hand, ConfigError.
+    """
+    found: list[tuple[TokenStream, np.ndarray]] = []
+    left = config.sequences
+    for k, (low, high) in enumerate(pairwise((*trained.began, trained.consumed))):
+        with naming(k) if len(trained.began) > 1 else nullcontext():
+            manifest = subject.of_run(trained.phases[k].config.data)
+            stream = stream_of(trained.phases, k, manifest, trained.began, config.train)
+        quarantine = quarantine_of(trained.quarantine, stream.identity())
+        first, count = quarantine.read_before(low), quarantine.read_before(high) - quarantine.read_before(low)
+        if left is not None:
+            count = left if k + 1 == len(trained.began) else min(left, count)
+            left -= count
+        found.append((stream, quarantine.rows(first + np.arange(count))))
+    return found
 
 
 def distinct(stream: TokenStream, indices: np.ndarray) -> np.ndarray:

@@ -15,8 +15,12 @@ from llm.data import DataConfig
 from llm.data.manifest import NAME as MANIFEST
 from llm.data.remote import is_remote
 from llm.errors import CheckpointError
+from llm.ops.kernels import KernelsConfig, say
+from llm.ops.routes import set_routes_of_run
 from llm.train import checkpoint_files as files
 from llm.train.load import find_checkpoint, load_model, what_it_is
+from llm.train.phases import Phase, phases_of
+from llm.train.run_folder import read_config
 from llm.train.world import World
 
 HUGGING_FACE = "config.json"
@@ -27,7 +31,7 @@ MODES = ("parallel", "recurrent")
 @dataclass(frozen=True)
 class Reading:
     """How models are read. recurrent: token by token from the state. trust: code in a Hugging Face folder may run. split: all ranks
-    read text together; otherwise it is dealt out to them.
+    read text together; otherwise it is dealt out to them. kernels: kernels.FAMILY=NAME, which come before the run's own.
     """
 
     device: torch.device
@@ -35,12 +39,14 @@ class Reading:
     mode: Literal["parallel", "recurrent"] = "parallel"
     trust: bool = False
     split: bool = False
+    kernels: tuple[str, ...] = ()
 
     @property
     def said(self) -> dict[str, str]:
         """For reports."""
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-        return {"device": device, "dtype": self.dtype, "mode": self.mode}
+        found = {"device": device, "dtype": self.dtype, "mode": self.mode}
+        return found | {"kernels": " ".join(self.kernels)} if self.kernels else found
 
 
 @dataclass(frozen=True)
@@ -103,11 +109,10 @@ def _find_hugging_face(folder: Path) -> Found:
 
 def _load_checkpoint(checkpoint: Path, reading: Reading) -> tuple[LanguageModel, DataConfig, Trained]:
     decoder, config, info = load_model(checkpoint, reading.device, DTYPES[reading.dtype])
-    data = replace(config.data, manifest=str(located(config.data.manifest, checkpoint)))
-    batch = config.train.batch
-    model = BraidModel(decoder, info.tokenizer, data.sequence_length)
-    # of a run with phases as many tokens, as if all were read in the last one's order
-    return model, data, Trained(data, config.seed, batch, info.tokens // data.sequence_length, info.quarantine)
+    set_routes_of_run(config.kernels, reading.device, reading.kernels)
+    phases = [_located(phase, checkpoint) for phase in phases_of(read_config(checkpoint / files.CONFIG))[: len(info.began)]]
+    model = BraidModel(decoder, info.tokenizer, config.data.sequence_length)
+    return model, phases[-1].config.data, Trained(phases, info.began, info.consumed, info.quarantine)
 
 
 def _load_hugging_face(folder: Path, reading: Reading) -> tuple[LanguageModel, DataConfig | None, None]:
@@ -115,8 +120,17 @@ def _load_hugging_face(folder: Path, reading: Reading) -> tuple[LanguageModel, D
     from eval.models.hugging_face import load_folder
 
     model = load_folder(folder, reading.device, DTYPES[reading.dtype], reading.trust)
+    set_routes_of_run(KernelsConfig(), reading.device, reading.kernels)
+    if reading.kernels and not isinstance(model, BraidModel):
+        say(f"{' '.join(reading.kernels)}: no effect on {folder}, whose ops are transformers' own")
     dataset = trained_on(folder)
     return model, None if dataset is None else DataConfig(str(located(dataset, folder))), None
+
+
+def _located(phase: Phase, beside: Path) -> Phase:
+    """With the dataset where it is found."""
+    data = phase.config.data
+    return replace(phase, config=replace(phase.config, data=replace(data, manifest=str(located(data.manifest, beside)))))
 
 
 def located(dataset: str, beside: Path) -> str | Path:

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from eval.tasks import TASKS
-from llm.train.run_folder import versions, write_text
+from llm.train.run_folder import versions
+from llm.whole_file import write_text
 
 # beside those of every run
 PACKAGES = ("transformers", "lm_eval", "scipy", "matplotlib")

@@ -1,6 +1,7 @@
 """`braid-eval --model PATH [--model PATH] TASK[,TASK...] [key=value | TASK.key=value]`: evaluate models side by side.
 
-PATH is a run folder, a checkpoint, or a Hugging Face folder. The same under `torchrun`, `deepspeed`, `srun` and plain `python`.
+PATH is a run folder, a checkpoint, or a Hugging Face folder. `kernels.linear=torch` and its like choose other kernels than the
+run did. The same under `torchrun`, `deepspeed`, `srun` and plain `python`.
 
 Without a model:
 
@@ -58,9 +59,10 @@ def main(argv: list[str] | None = None) -> int:
                 raise ConfigError(f"{given.words[0]} runs once, not on {ranks} ranks; start it with plain python")
             WITHOUT_MODEL[given.words[0]]([*given.words[1:], *([f"out={given.out}"] if given.out else [])])
             return 0
-        plan = read_plan(given.words)
+        kernels = tuple(word for word in given.words if word.startswith("kernels."))
+        plan = read_plan([word for word in given.words if word not in kernels])
         with world_of_ranks(given.device) as world:
-            reading = Reading(world.device, given.dtype, given.mode, given.trust_remote_code, given.split)
+            reading = Reading(world.device, given.dtype, given.mode, given.trust_remote_code, given.split, kernels)
             evaluate(given.model, plan, reading, world, given.again, given.out)
     except BraidError as error:
         if os.environ.get("RANK", "0") == "0":

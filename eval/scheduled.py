@@ -16,12 +16,11 @@ from eval.evaluate import make_report
 from eval.models.braid import BraidModel
 from eval.plan import Planned, read_plan
 from eval.report import path_of, shown, write_report
-from eval.subject import Subject, Trained
+from eval.subject import Subject
 from llm.docs import Docs
 from llm.errors import BraidError, ConfigError
 from llm.state import State
 from llm.train.config import RunConfig
-from llm.train.quarantine import read_records
 from llm.train.run_folder import RunFolder
 from llm.train.scheduled import Evaluation
 from llm.train.world import World, say
@@ -68,12 +67,18 @@ class OutOfTime(Exception):
     """The time for evaluations is over."""
 
 
-def evaluation(config: RunConfig, folder: RunFolder, world: World) -> Evaluation:
-    """The evaluations of `train.evaluate`. Raises ConfigError."""
-    plan = read_plan(config.train.evaluate.tasks)
+def planned_tasks(config: RunConfig) -> list[Planned]:
+    """Of `train.evaluate`, if it asks for any. Raises ConfigError."""
+    plan = read_plan(config.train.evaluate.tasks) if config.train.evaluate.every else []
     outside = [planned.task for planned in plan if not planned.entry.in_training]
     if outside:
         raise ConfigError(f"train.evaluate.tasks ({outside[0]}) cannot run inside training; evaluate checkpoints with eval/run.py")
+    return plan
+
+
+def evaluation(config: RunConfig, folder: RunFolder, world: World) -> Evaluation:
+    """The evaluations of `train.evaluate`. Raises ConfigError."""
+    plan = planned_tasks(config)
     return lambda engine, step: run(plan, config, folder, world, engine, step)
 
 
@@ -107,7 +112,5 @@ def engine_subject(config: RunConfig, folder: RunFolder, world: World, engine: A
     model = EngineModel(engine, folder, config.data.sequence_length)
     manifest = config.data.load_manifest()
     origin = {"run": config.name, "step": step, "tokenizer": manifest.tokenizer.sha256, "device": world.device.type}
-    batch = config.train.batch
-    trained = Trained(config.data, config.seed, batch, step * batch, read_records(folder.report))
     report = folder.report / f"step-{step}"
-    return Subject(config.name, model, report, origin, world, config.data, trained, pace)
+    return Subject(config.name, model, report, origin, world, config.data, pace=pace)

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from eval.models.language_model import LanguageModel
 from eval.world import Done, agreed
 from llm.data import DataConfig, Manifest
 from llm.errors import ConfigError, DataError
+from llm.train.phases import Phase
 from llm.train.world import World
 
 # between lines of progress in a log
@@ -23,13 +24,12 @@ SECONDS = 60
 
 @dataclass(frozen=True)
 class Trained:
-    """How a run's model was trained: its settings, and sequences seen so far in the order of the seed, but for those in quarantine
-    (llm/train/quarantine.py).
+    """What a run's model has read: the phases that had begun, the row at which each began, the one to which the last has come, all
+    counted through the run (llm/train/phases.py); and the record of rows left out (llm/train/quarantine.py).
     """
 
-    data: DataConfig
-    seed: int
-    batch: int
+    phases: Sequence[Phase]
+    began: Sequence[int]
     consumed: int
     quarantine: list[dict[str, Any]] = field(default_factory=list)
 
@@ -64,11 +64,15 @@ class Subject:
             return Manifest.load(dataset)
         if self.dataset is None:
             raise ConfigError(f"{self.name} does not say what it was trained on; name the text with text=PATH or dataset=FOLDER")
-        manifest = self.dataset.load_manifest()
-        if self.trained is not None and self.origin["tokenizer"] != manifest.tokenizer.sha256:
+        return self.dataset.load_manifest() if self.trained is None else self.of_run(self.dataset)
+
+    def of_run(self, data: DataConfig) -> Manifest:
+        """A dataset that the run read. Raises DataError, ConfigError."""
+        manifest = data.load_manifest()
+        if self.origin["tokenizer"] != manifest.tokenizer.sha256:
             raise DataError(
                 f"the tokenizer of {self.origin['model']} (sha256 {self.origin['tokenizer'][:12]}) is not that of "
-                f"{self.dataset.manifest} ({manifest.tokenizer.sha256[:12]}): ids would mean other text; "
+                f"{data.manifest} ({manifest.tokenizer.sha256[:12]}): ids would mean other text; "
                 "evaluate with the dataset that the run was trained on, or name a text with text=PATH"
             )
         return manifest

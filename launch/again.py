@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     given = parser.parse_args(sys.argv[1:] if argv is None else argv)
     folder, place, limits = JobFolder(given.run), Place.of(os.environ), Limits(given.max_restarts, given.same_step)
     if given.verb == "begin":
-        word, sentence = begin(folder, place, limits)
+        word, sentence = begin(folder, place, limits, requeues=given.max_requeues)
         print(word or f"go {sentence}")
         why = sentence if word else f"start {sentence} on {place.hosts or 'this host'}"
     else:

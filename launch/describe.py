@@ -27,7 +27,8 @@ from llm.cost import Cost, model_cost
 from llm.errors import BraidError, ConfigError
 from llm.mixers.ops import ops_of
 from llm.parallel.plan import choose, sent, sent_back
-from llm.train.config import RunConfig, check_ranks, load_config, micro_batch_of, naming
+from llm.train.config import RunConfig, load_config, micro_batch_of, naming
+from llm.train.laws import check_ranks
 from llm.train.phases import Phase, phases_of
 from llm.train.precision import casts_model
 from llm.train.quarantine import read_records, said

@@ -5,18 +5,20 @@ config adds what its layers would run in bf16, over packed documents, found on t
 """
 
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from llm.block import Block, LayerConfig
 from llm.docs import Docs
 from llm.errors import ConfigError
-from llm.mixers import MIXERS
+from llm.model import ModelConfig
 from llm.ops import kernels
+from llm.ops.cross_entropy import cross_entropy
 from llm.ops.kernels import Facts, Route
 from llm.ops.routes import ROUTES
 from llm.sequence import Seq
@@ -94,24 +96,39 @@ def chosen(config: RunConfig, capability: tuple[int, int]) -> Table:
     # known before values are not
     assert docs.cut
     for name, layer in config.model.layers.items():
-        with kernels.simulated(capability, config.kernels) as calls:
-            _forward(layer.mixer, config.model.width, docs)
-        where = f"{name} ({layer.mixer.kind})"
-        for family, route, why in calls:
-            shown.add_row(where, family, f"{route.package} {route.function}" if route else "PyTorch", why)
-        if not calls:
-            shown.add_row(where, "", "PyTorch", "no kernel for its ops")
+        with kernels.simulated(capability, config.kernels) as calls, _without_values():
+            _forward(layer, config.model, docs)
+        _add(shown, f"{name} ({layer.mixer.kind})", calls)
+    with kernels.simulated(capability, config.kernels) as calls, _without_values():
+        _loss(config.model, docs)
+    _add(shown, "head", calls)
     return shown
 
 
-def _forward(mixer_config: Any, width: int, docs: Docs) -> None:
-    """Of a bf16 mixer without values."""
+def _add(shown: Table, where: str, calls: kernels.Choices) -> None:
+    for family, route, why in dict.fromkeys(calls):
+        shown.add_row(where, family, f"{route.package} {route.function}" if route else "PyTorch", why)
+
+
+@contextmanager
+def _without_values() -> Iterator[None]:
+    """Tensors inside have none, and are bf16 unless said."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
-            mixer = MIXERS[mixer_config.kind][1](mixer_config, width)
-            state = mixer.init_state(len(docs.starts_BT), "cpu", torch.bfloat16)
-            mixer.mix(torch.empty(*docs.shape, width), Seq(state, True, docs, docs.shape[1]))
+            yield
     finally:
         torch.set_default_dtype(before)
+
+
+def _forward(layer: LayerConfig, model: ModelConfig, docs: Docs) -> None:
+    block, x = Block(layer, model.width, model.norm_eps), torch.empty(*docs.shape, model.width)
+    state = block.mixer.init_state(len(docs.starts_BT), "cpu", torch.bfloat16)
+    mixed = block.mixer.mix(block.mixer_norm(x), Seq(state, True, docs, docs.shape[1]))
+    block.channel(x + mixed)
+
+
+def _loss(model: ModelConfig, docs: Docs) -> None:
+    labels = torch.zeros(docs.starts_BT.numel(), dtype=torch.long)
+    cross_entropy(torch.empty(len(labels), model.width), torch.empty(model.vocab_size, model.width), labels, cap=model.logit_cap)

@@ -12,29 +12,24 @@ sys.path[:] = [
     *(p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent),
 ]
 
-import os
+from collections.abc import Sequence
 from typing import Any
 
 from launch.caches import use_node_cache
+from launch.entry import enter
 from launch.ranks import settle, without_local_rank
-from llm.errors import BraidError
 from llm.train.start import pretrain
 
 
 def main(argv: list[str] | None = None) -> int:
     """The exit status: llm/train/exits.py says what each means."""
-    words = without_local_rank(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
-        print(__doc__)
-        return 0 if words else 2
-    try:
-        settle()
-        use_node_cache()
-        return pretrain(words, evaluation).status
-    except BraidError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
-        return error.status
+    return enter(train, without_local_rank(sys.argv[1:] if argv is None else argv), __doc__)
+
+
+def train(words: Sequence[str]) -> int:
+    settle()
+    use_node_cache()
+    return pretrain(words, evaluation).status
 
 
 def evaluation(*run: Any) -> Any:

@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from llm.train.exits import BAD_STEPS, DONE, MEND, STOPPED, UNFIT, Outcome
+from llm.train.owner import HEARTBEAT
 
 # that end processes
 FATAL = (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS)
@@ -32,7 +33,7 @@ class Limits:
 @dataclass(frozen=True)
 class End:
     """status: of the run, or the command's own. at: the step under way, None before the first. saved: step of the newest
-    checkpoint. sentence: the run's own, or what is known.
+    checkpoint. sentence: the run's own, or what is known. asked: the signal that stopped it, CANCELLED, or None.
     """
 
     status: int
@@ -40,6 +41,12 @@ class End:
     saved: int | None
     sentence: str
     out_of_time: bool = False
+    asked: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        """By itself: neither was it to move or to end, nor was a node the reason."""
+        return self.status != UNFIT and not (self.status == STOPPED and (self.asked or self.out_of_time))
 
 
 class Word(StrEnum):
@@ -61,21 +68,21 @@ class Verdict:
     pause: float = 0.0
 
 
-def judge(ends: Sequence[End], limits: Limits, asked: str | None = None) -> Verdict:
-    """Of a run whose starts ended so, in their order. asked: the signal that stopped the last one, CANCELLED, or None."""
+def judge(ends: Sequence[End], limits: Limits) -> Verdict:
+    """Of a run whose starts ended so, in their order."""
     end = ends[-1]
     if end.status == DONE:
         return Verdict(Word.DONE, end.sentence, DONE)
     if end.status in (MEND, BAD_STEPS):
         return Verdict(Word.STOP, f"not started again, as the next start would end alike: {end.sentence}", end.status)
-    if asked == CANCELLED:
+    if end.asked == CANCELLED:
         return Verdict(Word.STOP, f"not started again (cancelled): {end.sentence}", STOPPED)
     failures = since_last_checkpoint(ends)
     why = hopeless(failures, limits)
     if why:
         return Verdict(Word.STOP, f"given up: {why}; the last: {end.sentence}", end.status)
-    if asked or (end.status == STOPPED and end.out_of_time):
-        return Verdict(Word.LATER, f"not started again ({asked or 'out of time'}): {end.sentence}", STOPPED)
+    if end.asked or (end.status == STOPPED and end.out_of_time):
+        return Verdict(Word.LATER, f"not started again ({end.asked or 'out of time'}): {end.sentence}", STOPPED)
     if end.status == UNFIT:
         return Verdict(Word.LATER, end.sentence, UNFIT)
     pause = 0.0 if end.status == STOPPED else min(LONGEST_PAUSE, limits.pause * 2 ** (len(failures) - 1))
@@ -83,19 +90,19 @@ def judge(ends: Sequence[End], limits: Limits, asked: str | None = None) -> Verd
 
 
 def since_last_checkpoint(ends: Sequence[End]) -> list[End]:
-    """The starts at the end of the list that found and left the same checkpoint as the newest."""
-    failures: list[End] = []
+    """The failures among the starts at the end of the list that found and left the same checkpoint as the newest."""
+    same: list[End] = []
     for end in ends:
-        if failures and end.saved != failures[-1].saved:
-            failures.clear()
-        failures.append(end)
-    return failures
+        if same and end.saved != same[-1].saved:
+            same.clear()
+        same.append(end)
+    return [end for end in same if end.failed]
 
 
 def hopeless(failures: list[End], limits: Limits) -> str | None:
     """Why another start has no point. failures: since the last new checkpoint."""
     same = failures[-limits.same_step :]
-    if len(same) == limits.same_step and len({end.at for end in same}) == 1 and not {STOPPED, UNFIT} & {end.status for end in same}:
+    if len(same) == limits.same_step and len({end.at for end in same}) == 1 and STOPPED not in {end.status for end in same}:
         where = "before the first step" if same[0].at is None else f"at step {same[0].at}"
         return f"{limits.same_step} starts in a row failed {where}"
     if len(failures) > limits.restarts:
@@ -109,6 +116,8 @@ def end_of(outcome: Outcome | None, status: int) -> End:
     own = (128 - status if status < 0 else status) or 1
     if outcome is None:
         return End(own, None, None, f"the command ended with status {status} before it trained")
+    if not outcome.trained and outcome.status is not None:
+        return End(outcome.status, None, None, outcome.sentence)
     saved = newest_step(Path(outcome.folder))
     steps = [beat["step"] for beat in heartbeats(outcome)]
     at = max(steps, default=0) or None
@@ -128,12 +137,12 @@ def described(status: int) -> str:
 
 
 def heartbeats(outcome: Outcome) -> list[dict]:
-    """Of the ranks of this start."""
+    """Of the ranks of this start, which removed those of the start before when it took the run folder."""
     beats = []
-    for path in sorted((Path(outcome.folder) / "heartbeat").glob("rank-*.json")):
+    for path in sorted((Path(outcome.folder) / HEARTBEAT).glob("rank-*.json")):
         with suppress(OSError, json.JSONDecodeError):
             beats.append(json.loads(path.read_text()) | {"written": path.stat().st_mtime})
-    return [beat for beat in beats if beat["written"] >= outcome.time - 60]
+    return beats
 
 
 def newest_step(folder: Path) -> int | None:

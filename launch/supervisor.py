@@ -8,13 +8,14 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 import psutil
 
-from launch.restarts import End, Limits, Verdict, Word, end_of, heartbeats, judge
-from llm.train.exits import STOPPED, TOLD, read_outcome
+from launch.restarts import CANCELLED, End, Limits, Verdict, Word, end_of, heartbeats, judge
+from llm.train.exits import STOP, STOPPED, TOLD, read_outcome
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 PR_SET_CHILD_SUBREAPER = 36
@@ -49,8 +50,10 @@ class Supervisor:
     def attempt(self) -> Verdict:
         """One start, and what it means."""
         status = self.start()
-        self.ends.append(end_of(read_outcome(self.told), status))
-        return judge(self.ends, self.limits, self.asked)
+        outcome = read_outcome(self.told)
+        stopped = outcome is not None and (Path(outcome.folder) / STOP).exists()
+        self.ends.append(replace(end_of(outcome, status), asked=CANCELLED if stopped else self.asked))
+        return judge(self.ends, self.limits)
 
     def start(self) -> int:
         """One start, and the end of all of its processes here. Returns the command's status."""

@@ -24,21 +24,13 @@ sys.path[:] = [
     *(p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent),
 ]
 
+from launch.entry import enter
 from launch.sweeps.command import run
-from llm.errors import BraidError
 
 
 def main(argv: list[str] | None = None) -> int:
     """The exit status: 0, 1 when a run did not end well, 2 after an error that the user can cause."""
-    words = sys.argv[1:] if argv is None else argv
-    if not words or words[0] in ("-h", "--help"):
-        print(__doc__)
-        return 0 if words else 2
-    try:
-        return run(words)
-    except BraidError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.status
+    return enter(run, sys.argv[1:] if argv is None else argv, __doc__)
 
 
 if __name__ == "__main__":

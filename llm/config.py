@@ -1,5 +1,7 @@
 """Configs: YAML files with `include:`, merged left to right, then `key.path=value` overrides, checked against dataclasses.
 
+A value may be another's, `${model.width}`, or a whole part of it: `"${per:${model.width},64}"` is a head for each 64 channels.
+
 Each part's config is a frozen dataclass beside its code. Where a field chooses among kinds (`mixer: {kind: retention, ...}`) the
 field is `Any` and the caller passes a table: path pattern -> kind -> dataclass, so that this module imports nothing above it. Where
 the table knows a kind `none`, the field may be left out; where the field's default has a kind, the kind may.
@@ -17,6 +19,15 @@ from llm.errors import ConfigError, did_you_mean
 
 Schema = TypeVar("Schema")
 Kinds = Mapping[str, Mapping[str, type]]
+
+
+def _per(whole: int, size: int) -> int:
+    if whole % size:
+        raise ValueError(f"{whole} must be a multiple of {size}; change one of them")
+    return whole // size
+
+
+OmegaConf.register_resolver("per", _per, replace=True)
 
 
 def configs_root() -> Path:
@@ -42,8 +53,8 @@ def read(words: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: a file that is missing or no YAML.
     """
-    files = [word for word in words if "=" not in word]
-    overrides = [word for word in words if "=" in word]
+    files = [word for word in words if not is_override(word)]
+    overrides = [word for word in words if is_override(word)]
     merged: dict = {}
     for file in files:
         merged = merge(merged, _read(_find(file, Path.cwd()), including=()))
@@ -55,6 +66,12 @@ def read(words: Sequence[str]) -> dict[str, Any]:
         except Exception as error:
             raise ConfigError(f"{word!r} is not an override: {_one_line(error)}; write key.path=value") from None
     return merged
+
+
+def is_override(word: str) -> bool:
+    """Whether a word is `key.path=value`, and no file or folder below one that has `=` in its name."""
+    key, equals, _ = word.partition("=")
+    return bool(equals) and not ("/" in key and Path(word).exists())
 
 
 def build(schema: type[Schema], values: Mapping, kinds: Kinds) -> Schema:

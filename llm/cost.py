@@ -1,6 +1,7 @@
 """What a model costs, from its config alone: parameters, forward FLOPs per token, bytes of state per sequence.
 
-A multiply-add is two FLOPs; norms, activations and rotations are not counted; a training step takes three forwards' worth.
+A multiply-add is two FLOPs; norms, activations and rotations are not counted; a training step takes three forwards' worth of what
+learns, and one of what teaches it.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any
 LINEAR_CHUNK = 64
 ATTENTION_TILE = 256
 POSITION_BYTES = 8
+BACKWARD_AND_FORWARD = 3
 
 
 @dataclass(frozen=True)
@@ -147,8 +149,28 @@ def model_cost(config: Any, context: int, bytes_per_value: int = 4) -> Cost:
     Z, D = config.vocab_size, config.width
     total = Cost(parameters=Z * D * (1 if config.tie_embeddings else 2), flops=2.0 * Z * D, state_bytes=POSITION_BYTES) + vector(D)
     for name in config.layer_names():
-        layer = config.layers[name]
-        total += vector(D) + layer.mixer.cost(D, context, bytes_per_value)
-        if layer.ffn.kind != "none":
-            total += vector(D) + layer.ffn.cost(D)
+        total += layer_cost(config, name, context, bytes_per_value)
     return total
+
+
+def layer_cost(config: Any, name: str, context: int, bytes_per_value: int = 4) -> Cost:
+    """Of one of its layers, with norms."""
+    layer, D = config.layers[name], config.width
+    total = vector(D) + layer.mixer.cost(D, context, bytes_per_value)
+    return total if layer.ffn.kind == "none" else total + vector(D) + layer.ffn.cost(D)
+
+
+def training_flops(config: Any, context: int, teacher: Any = None, taught: Sequence[int] = ()) -> float:
+    """Per token of training.
+
+    Args:
+        teacher: a `ModelConfig` that runs beside it (llm/train/distill.py). taught: the layers whose mixers alone learn, from the
+            teacher's own layers up to the last of them; none: all of the model learns.
+    """
+    if teacher is None or not taught:
+        beside = 0.0 if teacher is None else model_cost(teacher, context).flops
+        return BACKWARD_AND_FORWARD * model_cost(config, context).flops + beside
+    ours, theirs = config.layer_names(), teacher.layer_names()
+    learning = sum(config.layers[ours[i]].mixer.cost(config.width, context, 4).flops for i in taught)
+    beside = sum(layer_cost(teacher, name, context).flops for name in theirs[: max(taught) + 1])
+    return BACKWARD_AND_FORWARD * learning + beside

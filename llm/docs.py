@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.nn import functional as F
 
 
@@ -52,6 +53,7 @@ class Docs:
         assert (starts_BT.dtype, starts_BT.ndim) == (torch.bool, 2), "starts_BT is a bool tensor [B, T]"
         self.starts_BT = starts_BT
         self.host_BT = starts_BT if starts_BT.device.type == "cpu" else host_BT
+        self._most_chunks: dict[tuple[int, bool], int] = {}
 
     @classmethod
     def from_lengths(cls, lengths: Sequence[Sequence[int]]) -> "Docs":
@@ -98,8 +100,7 @@ class Docs:
     @cached_property
     def segments(self) -> Segments:
         """Reads the starts in host memory; from the device, and so waiting for it, only where they are nowhere else."""
-        starts_BT = self.starts_BT.cpu() if self.host_BT is None else self.host_BT
-        first_BT = F.pad(starts_BT[:, 1:], (1, 0), value=True)
+        first_BT = F.pad(self._read_BT[:, 1:], (1, 0), value=True)
         ends = F.pad(first_BT.flatten().nonzero().flatten(), (0, 1), value=first_BT.numel()).int()
         behind_B = first_BT.sum(1).cumsum(0)
         last_B = behind_B - 1
@@ -116,7 +117,28 @@ class Docs:
     @cached_property
     def most_starts(self) -> int:
         """Of a row. Reads as `segments` does."""
-        return int((self.starts_BT if self.host_BT is None else self.host_BT).sum(1).max())
+        return int(self._read_BT.sum(1).max())
+
+    def most_chunks(self, size: int, fresh: bool) -> int:
+        """Into how many chunks of `size` tokens, which count from documents' starts, a row falls at most. Reads as `segments` does.
+
+        fresh: whether no token lies behind a row that goes on; else it is taken to begin with a chunk's last token, which makes
+        the most of them: where it is in a chunk, the device alone knows. Without values (FakeTensor) no document starts.
+        """
+        if (size, fresh) not in self._most_chunks:
+            starts = self._read_BT
+            with unset_fake_temporarily(), torch.device("cpu"):
+                at = torch.zeros(starts.shape, dtype=torch.bool) if isinstance(starts, FakeTensor) else starts
+                t = torch.arange(at.shape[1])
+                position = t - torch.where(at, t, 0 if fresh else 1 - size).cummax(1).values
+                opens = position % size == 0
+                self._most_chunks[size, fresh] = int((opens.sum(1) + ~opens[:, 0]).max())
+        return self._most_chunks[size, fresh]
+
+    @property
+    def _read_BT(self) -> Tensor:
+        """The starts, in host memory."""
+        return self.starts_BT.cpu() if self.host_BT is None else self.host_BT
 
     @property
     def cu_seqlens(self) -> Tensor:
@@ -165,6 +187,12 @@ class Stretch:
     def phase_BT(self) -> Tensor | None:
         """Positions, where chunks count from elsewhere than the first token."""
         return None if self.fresh and self.docs is None else self.position_BT
+
+    def most_chunks(self, size: int) -> int:
+        """Into how many chunks of `size` tokens a row falls at most: `Docs.most_chunks`."""
+        if self.documents is not None:
+            return self.documents.most_chunks(size, self.fresh)
+        return -(-(self.tokens + (0 if self.fresh else size - 1)) // size)
 
     def in_last_BT(self, like: Tensor) -> Tensor:
         """bool: which tokens are of the document that the stretch ends in. like: `[B, ...]`, on the right device."""

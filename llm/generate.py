@@ -14,6 +14,7 @@ from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from llm.data import DOCUMENT_TOKEN, load_tokenizer
+from llm.decode import Decoding
 from llm.errors import ConfigError, DataError
 from llm.model import Decoder
 from llm.split import SplitDecoder
@@ -57,8 +58,12 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, vocab_size: int) -> list[in
     return ids
 
 
-def generate(model: Decoder | SplitDecoder, prompt: list[int], sampling: Sampling, stop: int | None = None) -> Iterator[int]:
+def generate(
+    model: Decoder | SplitDecoder, prompt: list[int], sampling: Sampling, stop: int | None = None, compiled: bool = False
+) -> Iterator[int]:
     """The ids that follow `prompt`, until `stop` (which is not given out) or `sampling.tokens`. The same seed, the same ids.
+
+    compiled: single tokens run through `torch.compile`, on a GPU as one CUDA graph (llm/decode.py).
 
     Ranks of a SplitDecoder read the prompt together; then the first one goes on alone, and the others give out nothing.
     """
@@ -71,13 +76,18 @@ def generate(model: Decoder | SplitDecoder, prompt: list[int], sampling: Samplin
             return
         assert out.logits is not None
         logits_Z, state = out.logits[0, 0], out.state
+        steady = Decoding(model.decoder if isinstance(model, SplitDecoder) else model, state, sampling.tokens) if compiled else None
         for n in range(sampling.tokens):
             token = choose(logits_Z, sampling, generator)
             if token == stop:
                 return
             yield token
             if n + 1 < sampling.tokens:
-                logits_BZ, state = model.step(torch.tensor([token], device=device), state)
+                token_B = torch.tensor([token], device=device)
+                if steady is not None:
+                    logits_BZ = steady(token_B)
+                else:
+                    logits_BZ, state = model.step(token_B, state)
                 logits_Z = logits_BZ[0]
 
 
@@ -92,13 +102,15 @@ def choose(logits_Z: Tensor, sampling: Sampling, generator: torch.Generator) -> 
     return int(ids[torch.multinomial(kept, 1, generator=generator)])
 
 
-def generate_text(model: Decoder | SplitDecoder, tokenizer: Path, prompt: str, sampling: Sampling) -> Iterator[str]:
+def generate_text(
+    model: Decoder | SplitDecoder, tokenizer: Path, prompt: str, sampling: Sampling, compiled: bool = False
+) -> Iterator[str]:
     """The prompt and what follows it, piece by piece, to the end of the document at most. Raises ConfigError, DataError."""
     sampling.check()
     words = load_tokenizer(tokenizer)
     ids = encode_prompt(words, prompt, model.config.vocab_size)
     yield prompt
-    yield from text_of(words, generate(model, ids, sampling, stop=ids[0]))
+    yield from text_of(words, generate(model, ids, sampling, ids[0], compiled))
 
 
 def text_of(tokenizer: Tokenizer, ids: Iterator[int]) -> Iterator[str]:

@@ -10,8 +10,9 @@ import numpy as np
 from data_prep.convert.ids import ConvertConfig, Counts, Cutter
 from data_prep.place import check_new
 from data_prep.token_bytes import text_sizes
-from llm.data.manifest import Manifest, Source, write_whole
+from llm.data.manifest import Manifest, Source
 from llm.data.write import DatasetWriter, tokenizer_info
+from llm.whole_file import write_bytes
 
 
 class Reader(Protocol):
@@ -49,7 +50,7 @@ def finish(manifest: Manifest, config: ConvertConfig, counts: Counts, origin: st
     lines += [f"- documents {name}: {count:,}" for name, count in sorted(counts.items())]
     lines += [f"- {split}: {t.documents:,} documents, {t.tokens:,} tokens, {t.text_bytes:,} bytes of text" for split, t in totals]
     lines += [f"- tokenizer sha256 `{manifest.tokenizer.sha256}`", f"- manifest `{manifest.hash}`"]
-    write_whole(manifest.root / "CARD.md", "\n".join([*lines, ""]).encode())
+    write_bytes(manifest.root / "CARD.md", "\n".join([*lines, ""]).encode())
     manifest.write()
 
 

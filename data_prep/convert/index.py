@@ -14,10 +14,11 @@ from data_prep.convert.tars import arrays
 from data_prep.place import LEFT, check_new
 from data_prep.token_bytes import text_sizes
 from llm.data.foreign import ARRAY, ARRAYS, DTYPES
-from llm.data.manifest import TOKENIZER, Foreign, Manifest, Shard, Source, write_whole
+from llm.data.manifest import TOKENIZER, Foreign, Manifest, Shard, Source
 from llm.data.shard import token_dtype
 from llm.data.write import tokenizer_info, write_index
 from llm.errors import DataError
+from llm.whole_file import write_bytes
 
 
 def index_arrays(
@@ -34,7 +35,7 @@ def index_arrays(
     check_new(out, tars)
     size_of = text_sizes(tokenizer_json)
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / TOKENIZER, tokenizer_json)
+    write_bytes(out / TOKENIZER, tokenizer_json)
     sources = {config.source: Source(config.weight, config.licence)}
     writer = _IndexWriter(Manifest(token_dtype(info.vocabulary).name, info, sources, (), root=out), config)
     for tar in tars:

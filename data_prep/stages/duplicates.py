@@ -10,7 +10,7 @@ from data_prep.dedup import DedupConfig, are_dropped, join_duplicates
 from data_prep.signatures import Document, Signed, batches, sign_batch
 from data_prep.stages.work import Text, Work, read_documents, save
 from data_prep.workers import Track, Workers
-from llm.data.manifest import write_whole
+from llm.whole_file import write_bytes
 
 
 def run(config: DedupConfig, work: Work, workers: Workers, track: Track) -> None:
@@ -20,7 +20,7 @@ def run(config: DedupConfig, work: Work, workers: Workers, track: Track) -> None
     parts = list(enumerate(work.sources))
     signed = workers.in_order(partial(sign_part, work=work, config=config), parts)
     found = join_duplicates(chain.from_iterable(track(signed, len(parts))), config, work.root)
-    write_whole(work.dropped, found.hashes.tobytes())
+    write_bytes(work.dropped, found.hashes.tobytes())
     save(work.duplicates, json.loads(found.report.to_json()))
 
 

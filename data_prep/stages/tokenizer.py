@@ -12,9 +12,9 @@ from data_prep.recipe import Recipe, TokenizerConfig
 from data_prep.stages.duplicates import kept_documents
 from data_prep.stages.work import Work
 from data_prep.workers import Track, Workers
-from llm.data.manifest import write_whole
 from llm.data.write import tokenizer_info
 from llm.errors import DataError
+from llm.whole_file import write_bytes
 
 TRAIN, VALIDATION = SPLITS = ("train", "validation")
 
@@ -29,7 +29,7 @@ def run(recipe: Recipe, work: Work, workers: Workers, track: Track, text_bytes: 
         parts = range(len(work.sources))
         sample = workers.in_order(partial(sample_part, work=work, share=share, validation=recipe.validation), parts)
         content = train_bpe(chain.from_iterable(track(sample, len(parts))), recipe.tokenizer.vocabulary)
-    write_whole(work.tokenizer, content)
+    write_bytes(work.tokenizer, content)
 
 
 def given(config: TokenizerConfig) -> bytes | None:

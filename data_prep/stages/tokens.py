@@ -11,9 +11,9 @@ from data_prep.stages.duplicates import kept_documents
 from data_prep.stages.tokenizer import SPLITS, split
 from data_prep.stages.work import Work
 from data_prep.workers import Track, Workers
-from llm.data.manifest import write_whole
 from llm.data.shard import token_dtype
 from llm.data.write import tokenizer_info
+from llm.whole_file import write_bytes
 
 # of the texts that are encoded at once
 CHARACTERS = 1 << 20
@@ -40,10 +40,10 @@ def encode_part(part: int, work: Work, validation: float) -> None:
         pieces += [np.array(document, dtype=dtype).tobytes() for document in ids]
         lengths[name] = np.array([len(document) for document in ids], dtype=np.int64)
         lengths[f"{name}_text"] = np.array([len(text.encode()) for text in mine], dtype=np.int64)
-    write_whole(work.tokens(part), b"".join(pieces))
+    write_bytes(work.tokens(part), b"".join(pieces))
     buffer = io.BytesIO()
     np.savez(buffer, **lengths)
-    write_whole(work.lengths(part), buffer.getvalue())
+    write_bytes(work.lengths(part), buffer.getvalue())
 
 
 def lengths(work: Work, part: int, name: str) -> tuple[np.ndarray, np.ndarray, int]:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import zstandard
 
-from llm.data.manifest import write_whole
 from llm.errors import DataError
+from llm.whole_file import write_bytes
 
 WORK = ".work"
 # of the files below; another one never goes on with what an earlier release left
@@ -93,7 +93,7 @@ def remove(out: Path, made: bool = False) -> None:
 
 
 def save(path: Path, value: Any) -> None:
-    write_whole(path, json.dumps(value).encode())
+    write_bytes(path, json.dumps(value).encode())
 
 
 def load(path: Path) -> Any:
@@ -107,7 +107,7 @@ def load(path: Path) -> Any:
 def write_documents(path: Path, documents: list[Text]) -> None:
     """One JSON array [id, text] a line."""
     lines = b"".join(json.dumps(document, ensure_ascii=False).encode() + b"\n" for document in documents)
-    write_whole(path, zstandard.compress(lines))
+    write_bytes(path, zstandard.compress(lines))
 
 
 def read_documents(path: Path) -> Iterator[Text]:

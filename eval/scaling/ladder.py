@@ -15,11 +15,11 @@ from omegaconf import OmegaConf
 
 from eval.scaling.fit import Fit
 from eval.scaling.forms import Points
-from eval.scaling.run_folders import BACKWARD_AND_FORWARD
 from llm.cost import model_cost
 from llm.errors import ConfigError
 from llm.train.config import load_config
-from llm.train.run_folder import write_text
+from llm.train.teacher import flops_per_token
+from llm.whole_file import write_text
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,9 @@ def _from_experiments(fit: Fit, config: LadderConfig) -> list[Rung]:
     rungs, left = [], float(config.budget or 0)
     for file in config.experiments:
         run = load_config([file, "name=unnamed"])
-        cost = model_cost(run.model, run.data.sequence_length)
-        N = math.log(cost.parameters)
+        if run.train.phases:
+            raise ConfigError(f"ladder.experiments ({file}) has train.phases, whose lengths no rung can set; name one without them")
+        N = math.log(model_cost(run.model, run.data.sequence_length).parameters)
         optimal = math.exp((N - N0) / (N1 - N0) - fit.law.log_k - fit.law.q * N)
         per_step = run.train.batch * run.data.sequence_length
         planned = []
@@ -98,7 +99,7 @@ def _from_experiments(fit: Fit, config: LadderConfig) -> list[Rung]:
             steps = max(1, round(optimal * ratio / per_step))
             D = math.log(steps * per_step)
             name = f"{Path(file).stem}-{short(steps * per_step)}"
-            C = D + math.log(BACKWARD_AND_FORWARD * cost.flops)
+            C = D + math.log(flops_per_token(run))
             planned.append(_rung(fit, N, D, C, [file, f"name={name}", f"train.steps={steps}"], name))
         needed = sum(rung.flops for rung in planned)
         if needed > left:

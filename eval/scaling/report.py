@@ -16,7 +16,8 @@ from eval.scaling.power_law import Optima
 from eval.scaling.study import FamilyStudy, FormStudy, Study
 from eval.scaling.summary import summary
 from llm.errors import ConfigError
-from llm.train.run_folder import versions, write_text
+from llm.train.run_folder import versions
+from llm.whole_file import write_text
 
 
 def place(out: str | None, table: Path) -> Path:

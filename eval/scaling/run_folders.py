@@ -1,19 +1,21 @@
-"""Rows of a table from a folder of runs: sizes and FLOPs from configs (llm/cost.py), tokens, loss and hours from records.
+"""Rows of a table from a folder of runs: sizes, tokens and FLOPs from configs, phase by phase; loss and hours from records.
 
 A run counts once, at its end: losses on the way there belong to a learning rate that has not come down yet.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from llm.cost import model_cost
+from llm.data import DataConfig
 from llm.errors import BraidError, DataError
 from llm.train.config import RunConfig
 from llm.train.metrics import read_metrics
+from llm.train.phases import Phase, phases_of
 from llm.train.run_folder import RunFolder
-
-BACKWARD_AND_FORWARD = 3
+from llm.train.teacher import flops_per_token
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,15 @@ def read_runs(folder: Path, config: FolderConfig) -> tuple[list[dict[str, Any]],
         elif key not in last:
             said.append(f"{path} is left out: its last record has no {key}; runs.loss=training takes the training loss")
         else:
-            rows.append(_row(path, run, records, last[key], config))
-            datasets.add(run.data.manifest)
+            phases = phases_of(run)
+            try:
+                rows.append(_row(path, phases, records, last[key], config))
+            except BraidError as error:
+                # its teacher's part of the FLOPs is not known
+                said.append(f"{path} is left out: {error}")
+                continue
+            # that of the last phase, as the loss is
+            datasets.add(phases[-1].config.data.manifest)
     if not rows:
         found = "; ".join(said) or "no folder in it has a config.yaml"
         raise DataError(f"{folder} holds no finished run ({found}); give a table or a folder of run folders")
@@ -48,30 +57,38 @@ def read_runs(folder: Path, config: FolderConfig) -> tuple[list[dict[str, Any]],
     return rows, said
 
 
-def _row(path: Path, run: RunConfig, records: list[dict[str, Any]], loss: float, config: FolderConfig) -> dict[str, Any]:
-    context, tokens = run.data.sequence_length, float(records[-1]["tokens"])
-    cost = model_cost(run.model, context)
+def _row(path: Path, phases: list[Phase], records: list[dict[str, Any]], loss: float, config: FolderConfig) -> dict[str, Any]:
+    run = phases[-1].config
+    parameters = model_cost(run.model, run.data.sequence_length).parameters
+    read = [(phase.config, float((phase.last - phase.first) * phase.tokens_per_step)) for phase in phases]
     tables = run.model.vocab_size * run.model.width * (1 if run.model.tie_embeddings else 2)
     steps = [0, *(record["step"] for record in records)]
     seconds = sum(
         record["seconds_per_step"] * (step - before) for record, step, before in zip(records, steps[1:], steps, strict=False)
     )
     return {
-        "params": float(cost.parameters - (0 if config.embeddings else tables)),
-        "tokens": tokens,
+        "params": float(parameters - (0 if config.embeddings else tables)),
+        "tokens": sum(tokens for _, tokens in read),
         "loss": loss,
-        "flops": BACKWARD_AND_FORWARD * cost.flops * tokens,
-        "unique": min(tokens, _tokens_of(run) or tokens),
+        "flops": sum(flops_per_token(of_phase) * tokens for of_phase, tokens in read),
+        "unique": _unique(read),
         "hours": seconds / 3600 * config.accelerators,
         "family": "+".join(dict.fromkeys(run.model.layers[name].mixer.kind for name in run.model.layer_names())),
         "line": str(path),
     }
 
 
-def _tokens_of(run: RunConfig) -> int | None:
-    """Training tokens of its dataset; None where that is no longer at hand."""
+def _unique(read: list[tuple[RunConfig, float]]) -> float:
+    """Different tokens among those that phases read: of each dataset no more than it has."""
+    datasets = {run.data.manifest: run.data for run, _ in read}
+    tokens = {name: sum(n for run, n in read if run.data.manifest == name) for name in datasets}
+    return sum(min(n, _tokens_of(datasets[name])) for name, n in tokens.items())
+
+
+def _tokens_of(data: DataConfig) -> float:
+    """Training tokens of a dataset; without bound where it is no longer at hand."""
     try:
-        manifest = run.data.load_manifest()
+        manifest = data.load_manifest()
     except BraidError:
-        return None
+        return math.inf
     return sum(shard.tokens for shard in manifest.shards if shard.split == "train")

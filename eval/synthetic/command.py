@@ -13,7 +13,7 @@ from eval.synthetic.config import ProbeConfig
 from eval.synthetic.points import Run, work_off
 from eval.synthetic.table import architectures_of, cells, chosen, draw, draw_by_state, markdown, tasks_of
 from llm.config import load
-from llm.train.run_folder import write_text
+from llm.whole_file import write_text
 
 RUNS, SUMMARY, REPORT, ACCURACY, STATE = "runs.jsonl", "summary.md", "probe.json", "accuracy.png", "state.png"
 

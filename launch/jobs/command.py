@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from launch.jobs.folder import JobFolder
 from launch.jobs.script import Task, job_name
 from launch.jobs.show import newest_logs, status
 from launch.jobs.site import WORD, Site, load_site
+from llm.config import is_override
 from llm.errors import CheckpointError, ConfigError
 
 SITE = "BRAID_SITE"
@@ -72,16 +74,19 @@ def _resume(words: Sequence[str]) -> int:
     given, rest = _options().parse_known_args(words)
     folder = _folder(rest)
     _known(rest)
-    return _submit(rest, _site(given, given.site or folder.site, rest), given)
+    site = _site(given, given.site or folder.site, rest)
+    whole = [word if is_override(word) else str(Path(word).absolute()) for word in rest]
+    with chdir(folder.workplace):
+        return _submit(whole, site, given)
 
 
 def _status(words: Sequence[str]) -> int:
-    Console(highlight=False).print(status(_folder(words)))
+    Console(highlight=False).print(status(_folder(words, datasets=True)))
     return 0
 
 
 def _logs(words: Sequence[str]) -> int:
-    folder, follow = _folder(words), "-f" in words
+    folder, follow = _folder(words, datasets=True), "-f" in words
     files = newest_logs(folder)
     if not files:
         raise ConfigError(f"{folder.path} has no logs yet; `braid-submit status {folder.path}` says what its jobs wait for")
@@ -92,14 +97,15 @@ def _cancel(words: Sequence[str]) -> int:
     """The file ends a run that no signal reaches, and keeps the rest of a chain from starting."""
     from launch.jobs import slurm
 
-    folder = _folder(words)
-    folder.stop.touch()
+    folder = _folder(words, datasets=True)
+    way_on = "give `braid-submit data` again to go on"
+    if folder.main == "pretrain":
+        folder.stop.touch()
+        way_on = f"a run under way saves first. `braid-submit resume {folder.path}` goes on"
     # the run may be one of a hostfile's
-    jobs = slurm.queued(job_name(folder, Task("pretrain"))) if shutil.which("squeue") else []
+    jobs = slurm.queued(job_name(folder, Task(folder.main))) if shutil.which("squeue") else []
     slurm.cancel([job.job for job in jobs])
-    print(
-        f"{len(jobs)} job(s) cancelled; a run under way saves first. `braid-submit resume {folder.path}` goes on", file=sys.stderr
-    )
+    print(f"{len(jobs)} job(s) cancelled; {way_on}", file=sys.stderr)
     return 0
 
 
@@ -109,13 +115,15 @@ def _eval(words: Sequence[str]) -> int:
     own = [word for word in rest[1:] if not word.startswith(WORD)]
     if not own:
         raise ConfigError("no evaluation is given; name some: perplexity,bigram")
-    return _task(folder, _site(given, given.site or folder.site, rest), Task("eval", ["--model", str(folder.path), *own]), given)
+    site = _site(given, given.site or folder.site, rest)
+    with chdir(folder.workplace):
+        return _task(folder, site, Task("eval", ["--model", str(folder.path), *own]), given)
 
 
 def _data(words: Sequence[str]) -> int:
     given, rest = _options().parse_known_args(words)
     own = [word for word in rest if not word.startswith(WORD)]
-    if not own or "=" in own[0]:
+    if not own or is_override(own[0]):
         raise ConfigError("no recipe is given; name RECIPE.yaml key.path=value...")
     site = replace(_site(given, given.site or os.environ.get(SITE), rest), gpus_per_node=0, ranks_per_node=1, nodes=1)
     return _task(JobFolder(Path("runs", f"data-{Path(own[0]).stem}").absolute()), site, Task("data_prep", own), given)
@@ -132,13 +140,15 @@ def _task(folder: JobFolder, site: Site, task: Task, given: argparse.Namespace) 
     return 0
 
 
-def _folder(words: Sequence[str]) -> JobFolder:
-    paths = [Path(word) for word in words if not word.startswith("-") and "=" not in word]
+def _folder(words: Sequence[str], datasets: bool = False) -> JobFolder:
+    """datasets: the folder of a job that prepares one will do."""
+    paths = [Path(word) for word in words if not word.startswith("-") and not is_override(word)]
     if not paths:
         raise ConfigError("no run is given; name its folder, runs/NAME")
-    if not (paths[0] / "config.yaml").is_file():
+    folder = JobFolder(paths[0].absolute())
+    if not (paths[0] / "config.yaml").is_file() and not (datasets and folder.main == "data_prep"):
         raise CheckpointError(f"{paths[0]} is no run folder: it holds no config.yaml; give runs/NAME")
-    return JobFolder(paths[0].absolute())
+    return folder
 
 
 def _known(words: Sequence[str]) -> None:

@@ -19,15 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from launch.nodes.bad_nodes import bad_nodes
+from llm.train.exits import STOP
 
 
 @dataclass(frozen=True)
 class Job:
-    """script: `pretrain`, `eval` or `data_prep`. submitted: seconds since 1970."""
+    """script: `pretrain`, `eval` or `data_prep`. submitted: seconds since 1970. workplace: where relative paths begin."""
 
     job: str
     script: str
     submitted: float
+    workplace: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class JobFolder:
 
     @property
     def stop(self) -> Path:
-        return self.path / "stop"
+        return self.path / STOP
 
     @property
     def logs(self) -> Path:
@@ -65,6 +67,17 @@ class JobFolder:
     def bad_nodes(self) -> list[str]:
         return sorted(bad_nodes(self.path))
 
+    @property
+    def main(self) -> str:
+        """The script of what the folder is for."""
+        return "data_prep" if self.script("data_prep").is_file() else "pretrain"
+
+    @property
+    def workplace(self) -> Path:
+        """The folder that it was submitted in, as long as that is there; else the current one."""
+        places = [Path(job.workplace) for job in self.jobs() if job.script == "pretrain" and job.workplace]
+        return next((place for place in places[-1:] if place.is_dir()), Path.cwd())
+
     def script(self, name: str) -> Path:
         return self.path / f"{name}.sbatch"
 
@@ -73,7 +86,7 @@ class JobFolder:
         return [Job(**line) for line in read_lines(self.path / "jobs.jsonl")]
 
     def add_job(self, job: str, script: str) -> None:
-        append_line(self.path / "jobs.jsonl", asdict(Job(job, script, time.time())))
+        append_line(self.path / "jobs.jsonl", asdict(Job(job, script, time.time(), str(Path.cwd()))))
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:

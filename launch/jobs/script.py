@@ -35,9 +35,11 @@ def render(site: Site, folder: JobFolder, task: Task, workplace: Path, exclude: 
 
 
 def job_name(folder: JobFolder, task: Task) -> str:
-    """Jobs of one name run one after the other (singleton), so it is of this folder alone, whatever others' names are."""
+    """Jobs of one name run one after the other (singleton), so it is of this folder alone, whatever others' names are. SLURM's
+    commands take names in lists, with commas.
+    """
     suffix = "" if task.script == "pretrain" else f"-{task.script}"
-    return f"{folder.path.name}-{sha256(str(folder.path).encode()).hexdigest()[:6]}{suffix}"
+    return f"{re.sub(r'[^A-Za-z0-9.+_=-]', '_', folder.path.name)}-{sha256(str(folder.path).encode()).hexdigest()[:6]}{suffix}"
 
 
 def sbatch_options(site: Site, folder: JobFolder, task: Task, workplace: Path, exclude: Sequence[str]) -> list[str]:
@@ -80,7 +82,7 @@ def settings_of(site: Site, folder: JobFolder, task: Task) -> dict[str, str | in
         "RESTART": site.restart,
         "LIMITS": [f"--{name}={value}" for name, value in limits.items()],
         "HEALTH": site.health.options() if site.health.seconds else [],
-        "WATCH": [f"--silence={site.silence_minutes:g}"] if site.silence_minutes else [],
+        "WATCH": [f"--silence={site.silence_minutes:g}", f"--start={site.start_minutes:g}"] if site.silence_minutes else [],
         "WORDS": list(task.words),
         "SRUN": pyxis(site),
         "INSIDE": apptainer(site),

@@ -22,10 +22,10 @@ def status(folder: JobFolder) -> Table:
     shown.add_column(style="bold")
     shown.add_column()
     try:
-        jobs = slurm.queued(job_name(folder, Task("pretrain")))
-        for job in jobs:
-            shown.add_row(f"job {job.job}", f"{job.state.lower()}, {job.left} left, {job.why}")
-        if not jobs:
+        jobs = {script: slurm.queued(job_name(folder, Task(script))) for script in [folder.main, "eval"]}
+        for script, job in ((script, job) for script, found in jobs.items() for job in found):
+            shown.add_row(f"job {job.job}", f"{script} {job.state.lower()}, {job.left} left, {job.why}")
+        if not any(jobs.values()):
             shown.add_row("jobs", "none in the queue")
     except ConfigError as error:
         shown.add_row("jobs", str(error))
@@ -35,8 +35,9 @@ def status(folder: JobFolder) -> Table:
     now = read_outcome(folder.path / NAME)
     if now is not None:
         shown.add_row("the run", now.sentence)
-    shown.add_row("checkpoint", f"step {newest_step(folder.path)}")
-    shown.add_row("last record", last_record(folder.path))
+    if folder.main == "pretrain":
+        shown.add_row("checkpoint", f"step {newest_step(folder.path)}")
+        shown.add_row("last record", last_record(folder.path))
     if folder.bad_nodes:
         shown.add_row("left out", ", ".join(folder.bad_nodes))
     if folder.stop.exists():

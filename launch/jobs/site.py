@@ -37,7 +37,7 @@ class Site:
     warning_seconds: before the time limit, when the run is told to save. max_requeues: of one job. max_restarts, same_step: starts
     in a row without a new checkpoint, and failures in a row at one step, after which the run is given up.
     health: what nodes have to have before each start; `health.seconds=0` checks nothing. silence_minutes: without a heartbeat of a
-    rank, after which a start is ended; 0: never.
+    rank, after which a start is ended; 0: never. start_minutes: until the first heartbeat, as long as models are loaded.
     """
 
     partition: str | None = None
@@ -69,6 +69,7 @@ class Site:
     same_step: int = Limits.same_step
     health: Health = field(default_factory=Health)
     silence_minutes: float = 5.0
+    start_minutes: float = 45.0
 
     @property
     def ranks(self) -> int:

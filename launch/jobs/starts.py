@@ -6,12 +6,13 @@ A job whose node dies cannot write its line; the next start does it then.
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 from launch.jobs.folder import JobFolder, append_line, read_lines
 from launch.restarts import CANCELLED, End, Limits, Verdict, Word, end_of, judge
 from llm.train.exits import BAD_STEPS, DONE, MEND, NAME, STOPPED, UNFIT, Outcome, read_outcome
-from llm.train.whole_file import write_text
+from llm.train.owner import Held, wait_until_free
+from llm.whole_file import write_text
 
 BEGAN = "began.json"
 # the status of a start whose job ended without saying how
@@ -32,20 +33,27 @@ class Place:
         return cls(job, hosts, int(environment.get("SLURM_RESTART_COUNT") or 0))
 
 
-def begin(folder: JobFolder, place: Place, limits: Limits, heed_done: bool = True) -> tuple[Word | None, str]:
+def begin(
+    folder: JobFolder, place: Place, limits: Limits, heed_done: bool = True, requeues: int | None = None
+) -> tuple[Word | None, str]:
     """The name of a new start, whose folder in `logs` is there; or the word that says why there is none, and a sentence.
 
-    heed_done: a run that has reached its last step does not start.
+    heed_done: a run that has reached its last step does not start. requeues: of a job at most.
     """
     last = read_outcome(folder.path / NAME)
     if heed_done and last is not None and last.status == DONE:
         return Word.DONE, last.sentence
     if folder.stop.exists():
         return Word.STOP, f"{folder.stop} is there; `braid-submit resume {folder.path}` removes it and goes on"
+    try:
+        wait_until_free(folder.path)
+    except Held as held:
+        why = exhausted(place, requeues)
+        return (Word.STOP, f"given up: {why}; {held}") if why else (Word.LATER, str(held))
     for lost in unrecorded(folder):
         ended = told(folder, lost, LOST)
         verdict = judge([*former(folder), ended], limits)
-        record(folder, lost, ended, None, verdict.word)
+        record(folder, lost, ended, verdict.word)
         if verdict.word is Word.STOP:
             return Word.STOP, verdict.why
     numbers = [int(number) for path in folder.logs.glob("*-*/") if (number := path.name.rpartition("-")[2]).isdigit()]
@@ -63,12 +71,14 @@ def end(
     status: of the step. asked: the signal that the job got, or CANCELLED. requeues: of a job at most.
     """
     ended = told(folder, start, status, asked)
-    verdict = judge([*former(folder), ended], limits, CANCELLED if folder.stop.exists() else asked)
+    if folder.stop.exists():
+        ended = replace(ended, asked=CANCELLED)
+    verdict = judge([*former(folder), ended], limits)
     if verdict.word is Word.LATER:
         why = exhausted(place, requeues) or (barren(folder, place, ended) if asked == "USR1" or ended.out_of_time else None)
         if why:
             verdict = replace(verdict, word=Word.STOP, why=f"given up: {why}; the last: {ended.sentence}")
-    record(folder, start, ended, asked, verdict.word)
+    record(folder, start, ended, verdict.word)
     return verdict
 
 
@@ -81,7 +91,7 @@ def told(folder: JobFolder, start: str, status: int, asked: str | None = None) -
     if asked and ended.status not in (DONE, MEND, BAD_STEPS, UNFIT):
         # a signal before the run could heed it ends its processes, and is no failure
         ended = replace(ended, status=STOPPED)
-    return ended
+    return replace(ended, asked=asked)
 
 
 def since(time: float, folder: JobFolder) -> Outcome | None:
@@ -111,9 +121,9 @@ def unrecorded(folder: JobFolder) -> list[str]:
     return sorted(path.parent.name for path in folder.logs.glob(f"*-*/{BEGAN}") if path.parent.name not in known)
 
 
-def record(folder: JobFolder, start: str, ended: End, asked: str | None, verdict: str) -> None:
+def record(folder: JobFolder, start: str, ended: End, verdict: str) -> None:
     where = {"start": start} | began(folder, start) | {"ended": time.time()}
-    append_line(folder.starts, where | {"asked": asked} | asdict(ended) | {"verdict": verdict})
+    append_line(folder.starts, where | asdict(ended) | {"verdict": verdict})
 
 
 def began(folder: JobFolder, start: str) -> dict:
@@ -125,7 +135,7 @@ def former(folder: JobFolder) -> list[End]:
     """The ends before this one. Whoever goes on after a verdict of STOP has mended something: it counts from there."""
     ends: list[End] = []
     for line in read_lines(folder.starts):
-        ends.append(End(line["status"], line["at"], line["saved"], line["sentence"], line["out_of_time"]))
+        ends.append(End(**{field.name: line[field.name] for field in fields(End)}))
         if line["verdict"] == Word.STOP:
             ends.clear()
     return ends

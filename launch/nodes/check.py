@@ -46,26 +46,28 @@ def judged(run: Path, limits: Limits, hosts: Sequence[str]) -> int:
     reports = read_reports(run)
     if not reports:
         # a slow file system will do: as any crash, it is tried again a few times
-        return tell([Finding(None, f"no probe left a report in {run / FOLDER}; see what its start said")], run, 1)
+        return tell([Finding(None, f"no probe left a report in {run / FOLDER}; see what its start said", passes=True)], run, 1)
     status = tell(judge(reports, hosts, limits), run)
     if status == DONE:
         print(f"health: {_summary(reports)}", flush=True)
     return status
 
 
-def tell(found: Sequence[Finding], run: Path, of_none: int = MEND) -> int:
-    """Print each finding, note bad nodes; the exit status. of_none: that of findings which are no node's fault."""
+def tell(found: Sequence[Finding], run: Path, passing: int = UNFIT) -> int:
+    """Print each finding, note bad nodes; the exit status. passing: that of findings which may not be there at the next start."""
     for finding in found:
         print(f"health: {finding.sentence}", file=sys.stderr, flush=True)
-    mend = [finding for finding in found if finding.host is None]
+    mend = [finding for finding in found if finding.host is None and not finding.passes]
     bad = [(finding.host, finding.sentence) for finding in found if finding.host is not None]
     if bad:
         hosts = dict.fromkeys(host for host, _ in bad)
         add_bad_nodes(run, bad)
         print(f"health: from now on without {', '.join(hosts)} ({run / NAME}; delete a line to take it again)", file=sys.stderr)
-    status = of_none if mend else UNFIT if bad else DONE
+    elif found and not mend:
+        print("health: that is no single node's fault, so none is left out; the next start looks again", file=sys.stderr)
+    status = MEND if mend else UNFIT if bad else passing if found else DONE
     if status != DONE:
-        Outcome(status, 0, "; ".join(finding.sentence for finding in mend or found), str(run)).write()
+        Outcome(status, 0, "; ".join(finding.sentence for finding in mend or found), str(run), trained=False).write()
     return status
 
 

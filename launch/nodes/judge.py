@@ -1,8 +1,8 @@
 """From the reports of all tasks to what is wrong, and whose fault it is.
 
 A node is at fault for what it finds wrong with itself, for not answering, and for being unlike most others. What more than half of
-the nodes have is nobody's fault: excluding them would leave none. A slow link has two ends; at fault is the one whose other link is
-slow too.
+the nodes have is nobody's fault: excluding them would leave none. Someone must mend it, unless it is silence, which a busy file
+system or network makes too: that may pass. A slow link has two ends; at fault is the one whose other link is slow too.
 """
 
 from collections import Counter, defaultdict
@@ -16,13 +16,14 @@ from launch.nodes.report import Report
 
 @dataclass(frozen=True)
 class Finding:
-    """host: the node at fault; None: what someone must mend, whichever nodes are taken."""
+    """host: the node at fault; None: none is. passes: by itself, maybe; else someone must mend it, whichever nodes are taken."""
 
     host: str | None
     sentence: str
+    passes: bool = False
 
 
-RUN_FOLDER = "run folder"
+RUN_FOLDER, SILENT = "run folder", "silent"
 # host, what, sentence
 Seen = tuple[str, str, str]
 
@@ -42,11 +43,11 @@ def _silent(by_host: Mapping[str, list[Report]], limits: Limits) -> list[Seen]:
     found = []
     for host, mine in by_host.items():
         if not mine:
-            found.append((host, "silent", f"{host} did not answer within {limits.seconds:g} s"))
+            found.append((host, SILENT, f"{host} did not answer within {limits.seconds:g} s"))
         elif len(mine) < usual:
-            found.append((host, "silent", f"{host}: only {len(mine)} of {usual} tasks answered within {limits.seconds:g} s"))
+            found.append((host, SILENT, f"{host}: only {len(mine)} of {usual} tasks answered within {limits.seconds:g} s"))
         elif all(report.clock is None for report in mine) and any(report.clock is not None for report in _all(by_host)):
-            found.append((host, "silent", f"{host} does not reach rank 0's node over the network"))
+            found.append((host, SILENT, f"{host} does not reach rank 0's node over the network"))
     return found
 
 
@@ -120,7 +121,9 @@ def _blame(found: Sequence[Seen], hosts: int) -> list[Finding]:
     def common(what: str) -> bool:
         return what == RUN_FOLDER if hosts == 1 else 2 * len(having[what]) > hosts
 
-    return [Finding(None if common(what) else host, sentence) for host, what, sentence in dict.fromkeys(found)]
+    return [
+        Finding(None if common(what) else host, sentence, passes=what == SILENT) for host, what, sentence in dict.fromkeys(found)
+    ]
 
 
 def _all(by_host: Mapping[str, list[Report]]) -> list[Report]:

@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from llm.train.whole_file import write_text
+from llm.whole_file import write_text
 
 FOLDER = "health"
 

@@ -1,7 +1,8 @@
 """Which ranks of a run have gone silent, by their heartbeats (llm/train/guard.py).
 
 Times are those of the one who looks: a heartbeat counts from when it was seen to change, so that neither a node's clock nor a file
-server's can make a rank look dead, or alive.
+server's can make a rank look dead, or alive. It is what files say that changes: a shared file system may tell the time of their
+writing a minute late, and the last heartbeat of one start would be taken for the first of the next.
 """
 
 import json
@@ -9,6 +10,8 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from llm.train.owner import HEARTBEAT
 
 
 @dataclass(frozen=True)
@@ -33,18 +36,21 @@ class Heartbeats:
     beats: dict[int, Beat] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._known = {path: path.stat().st_mtime_ns for path in self._paths()}
+        self._known: dict[Path, str] = {}
+        for path in self._paths():
+            with suppress(OSError):
+                self._known[path] = path.read_text()
 
     def look(self) -> None:
         for path in self._paths():
             # a file may be replaced meanwhile, and a file system fail for a moment
             with suppress(OSError, ValueError, KeyError):
-                written = path.stat().st_mtime_ns
-                if self._known.get(path) != written:
-                    beat = json.loads(path.read_text())
+                text = path.read_text()
+                if self._known.get(path) != text:
+                    beat = json.loads(text)
                     rank, fields = int(path.stem.removeprefix("rank-")), ("of", "step", "phase", "host", "pid")
                     self.beats[rank] = Beat(rank, *(beat[name] for name in fields), seen=time.monotonic())
-                    self._known[path] = written
+                    self._known[path] = text
 
     def silent(self, seconds: float, start_seconds: float) -> list[int] | None:
         """Ranks that were not heard of for so long, of which some never were. start_seconds: until the first is heard of.
@@ -65,4 +71,4 @@ class Heartbeats:
         return max((beat.step - 1 for beat in self.beats.values()), default=0)
 
     def _paths(self) -> list[Path]:
-        return list((self.run / "heartbeat").glob("rank-*.json"))
+        return list((self.run / HEARTBEAT).glob("rank-*.json"))

@@ -59,7 +59,7 @@ class Watcher:
         if outcome is not None and outcome.status is not None and outcome.time >= self.began:
             return Hang(outcome.status, f"its processes do not end, although the run did: {outcome.sentence}", stacks)
         sentence = f"{self._said(silent)}; what is known of each rank is in {stacks}; checkpoints are untouched"
-        Outcome(HUNG, self.heartbeats.step, sentence, str(self.folder)).write()
+        Outcome(HUNG, self.heartbeats.step, sentence, str(self.folder), trained=silent is not None).write()
         return Hang(HUNG, sentence, stacks)
 
     def _said(self, silent: list[int] | None) -> str:

@@ -23,7 +23,7 @@ from llm.errors import ConfigError
 from llm.train.config import RunConfig
 from llm.train.exits import Outcome
 from llm.train.run_folder import RunFolder
-from llm.train.whole_file import write_text
+from llm.whole_file import write_text
 
 
 def submit_array(sweep: Sweep, points: Sequence[Point], site: Site) -> str:

@@ -13,7 +13,7 @@ from launch.sweeps.array import active, array_script, cancel, submit_array
 from launch.sweeps.config import SweepConfig
 from launch.sweeps.folder import FINISHED, RUNNING, Sweep
 from launch.sweeps.here import run_here
-from llm.config import load
+from llm.config import is_override, load
 from llm.errors import ConfigError
 from llm.train.start import quiet
 
@@ -87,7 +87,7 @@ def _site(name: str | None, sweep: Sweep, words: Sequence[str]) -> Site | None:
 
 
 def _folder(words: Sequence[str]) -> Path:
-    paths = [word for word in words[1:] if "=" not in word]
+    paths = [word for word in words[1:] if not is_override(word)]
     if len(paths) != 1:
         raise ConfigError(f"{words[0]} needs one sweep; give runs/SWEEP")
     return Path(paths[0])

@@ -15,7 +15,7 @@ from launch.sweeps.config import Point, SweepConfig, points_of
 from llm.config import load, to_yaml
 from llm.errors import CheckpointError, ConfigError
 from llm.train.exits import DONE, NAME, STOPPED, read_outcome
-from llm.train.whole_file import write_text
+from llm.whole_file import write_text
 
 RUNNING, MISSING, FINISHED, FAILED, ENDED = "under way", "missing", "done", "failed", "stopped"
 

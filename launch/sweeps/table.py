@@ -20,7 +20,7 @@ from launch.sweeps.folder import FINISHED, Sweep
 from llm.errors import DataError
 from llm.train.metrics import read_metrics
 from llm.train.run_folder import RunFolder
-from llm.train.whole_file import write_text
+from llm.whole_file import write_text
 
 FIGURES = ("step", "loss", "validation_loss")
 OF_FINISHED = ("params", "tokens", "flops", "hours")

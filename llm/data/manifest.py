@@ -16,6 +16,7 @@ from typing import Any
 from llm.data.cache import RemoteFolder
 from llm.data.remote import CacheConfig, Unreachable, Wrong, is_remote, read_whole
 from llm.errors import ConfigError, DataError
+from llm.whole_file import write_bytes
 
 VERSION = 1
 NAME = "manifest.json"
@@ -165,7 +166,7 @@ class Manifest:
     def write(self) -> None:
         """Write manifest.json into `root`: to a temporary file first, then renamed."""
         content = self._content()
-        write_whole(self.root / NAME, _render({"hash": _hash(content), **content}))
+        write_bytes(self.root / NAME, _render({"hash": _hash(content), **content}))
 
     def _content(self) -> dict[str, Any]:
         content = asdict(self)
@@ -200,19 +201,6 @@ class Manifest:
                     f"shard {path} has {size} bytes where the manifest says {file.bytes}; copy it again or prepare the dataset "
                     "again"
                 )
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there in full or not at all, on disk before its name is."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _hash(content: dict[str, Any]) -> str:
@@ -325,7 +313,7 @@ def _keep(remote: RemoteFolder, path: Path, content: bytes) -> None:
     try:
         if not path.is_file() or path.read_bytes() != content:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, content)
+            write_bytes(path, content)
     except OSError as error:
         raise remote.unusable(path.name, len(content), error) from None
 

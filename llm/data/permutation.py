@@ -27,7 +27,7 @@ def source_key(seed: int, source: str) -> int:
 
 def epoch_keys(source_keys: np.ndarray | int, epochs: np.ndarray | int) -> np.ndarray:
     """uint64: the keys of single epochs, from `source_key`s and epochs that broadcast against each other."""
-    return _mix(_words(source_keys) + _words(epochs) * np.uint64(GOLDEN))
+    return mix(_words(source_keys) + _words(epochs) * np.uint64(GOLDEN))
 
 
 def permute(index: np.ndarray, size: np.ndarray | int, key: np.ndarray | int) -> np.ndarray:
@@ -68,14 +68,14 @@ def _network(x: np.ndarray, half: np.ndarray, key: np.ndarray, rounds: range, in
         # backwards, the halves change their parts
         left, right = right, left
     for r in rounds:
-        left, right = right, left ^ (_mix(right + (key + np.uint64(r * GOLDEN & WORD))) & mask)
+        left, right = right, left ^ (mix(right + (key + np.uint64(r * GOLDEN & WORD))) & mask)
     if inverse:
         left, right = right, left
     return left << half | right
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
-    """splitmix64's finaliser: every bit of x reaches every bit of the result."""
+def mix(x: np.ndarray) -> np.ndarray:
+    """splitmix64's finaliser, a bijection of uint64: every bit of x reaches every bit of the result."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

@@ -28,10 +28,11 @@ import numpy as np
 import xxhash
 
 from llm.data.foreign import open_shard
-from llm.data.manifest import Manifest, write_whole
+from llm.data.manifest import Manifest
 from llm.data.packing import Pieces, bestfit
 from llm.data.shard import OpenFiles
 from llm.errors import DataError
+from llm.whole_file import write_bytes
 
 MAGIC = b"BRAIDPK1"
 DIGEST = 16
@@ -85,7 +86,7 @@ class Plan:
         ).encode()
         head = MAGIC + len(header).to_bytes(8, "little") + header
         content = b"".join([head, bytes(-len(head) % 8), self.first.tobytes(), self.offset.tobytes(), self.length.tobytes()])
-        write_whole(path, content + xxhash.xxh3_128_digest(content))
+        write_bytes(path, content + xxhash.xxh3_128_digest(content))
 
 
 def make_plan(manifest: str, split: str, sequence_length: int, groups: Iterable[tuple[str, np.ndarray]]) -> Plan:
@@ -137,7 +138,7 @@ def _fetched(manifest: Manifest, path: Path) -> bool:
             file=sys.stderr,
         )
         return False
-    write_whole(path, content)
+    write_bytes(path, content)
     return True
 
 

@@ -12,10 +12,11 @@ import google_crc32c
 import numpy as np
 from webdataset import TarWriter
 
-from llm.data.manifest import NAME, TOKENIZER, VERSION, Foreign, Manifest, Member, Shard, Source, TokenizerInfo, write_whole
+from llm.data.manifest import NAME, TOKENIZER, VERSION, Foreign, Manifest, Member, Shard, Source, TokenizerInfo
 from llm.data.shard import BLOCK, CRC, DOC_ENDS, META, TEXT_ENDS, TOKENS, token_dtype
 from llm.data.tokenizer import DOCUMENT_TOKEN, parse_tokenizer, vocabulary_size
 from llm.errors import DataError
+from llm.whole_file import write_bytes
 
 
 @dataclass
@@ -45,7 +46,7 @@ class DatasetWriter:
         # refuses a tokenizer that is none before anything is written
         self._tokenizer = tokenizer_info(tokenizer)
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / TOKENIZER, tokenizer)
+        write_bytes(folder / TOKENIZER, tokenizer)
         self._folder, self._sources, self._shard_tokens, self._recipe = folder, dict(sources), shard_tokens, recipe
         self._dtype = token_dtype(self._tokenizer.vocabulary)
         self._piles: dict[tuple[str, str], _Pile] = {}
@@ -132,7 +133,7 @@ def write_index(
         META: json.dumps(meta, sort_keys=True).encode(),
     }
     tar = _tar(path.stem, members)
-    write_whole(path, tar)
+    write_bytes(path, tar)
     found, digest = find_members(tar, path.stem), hashlib.sha256(tar).hexdigest()
     return Shard(path.name, split, source, len(tar), tokens, documents, size, digest, found, foreign)
 

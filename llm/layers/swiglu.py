@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from llm.cost import Cost, projection
 from llm.errors import ConfigError
+from llm.ops.swiglu import swiglu
 
 
 @dataclass(frozen=True)
@@ -37,4 +37,4 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+        return self.down_proj(swiglu(self.gate_proj(x_BTD), self.up_proj(x_BTD)))

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from llm.cost import Cost, conv, conv_tail, projection, scan, scan_state_bytes, vector
 from llm.errors import ConfigError
 from llm.mixers.mixer import Mixer
+from llm.ops.swiglu import swiglu
 from llm.sequence import Seq, conv_state, named, scan_state
 from llm.state import StateSpec, accumulator
 
@@ -80,7 +81,7 @@ class Mamba(Mixer):
         exact = accumulator(u.dtype)
         dt = F.softplus(self.dt_proj(r).to(exact) + self.dt_bias.to(exact))
         y = seq.scan("ssm", u, dt, -self.A_log.to(exact).exp(), B[:, :, None], C[:, :, None])
-        return self.out_proj((y + self.D.to(u.dtype) * u) * F.silu(z))
+        return self.out_proj(swiglu(z, y + self.D.to(u.dtype) * u))
 
     def state_spec(self) -> dict[str, StateSpec]:
         return named("conv", conv_state(self.inner, self.config.taps)) | named("ssm", scan_state(self.inner, self.config.state))

@@ -20,6 +20,7 @@ from llm.cost import Cost, conv, conv_tail, linear, linear_state_bytes, projecti
 from llm.errors import ConfigError
 from llm.mixers.mixer import Mixer
 from llm.ops.norm import rms_norm
+from llm.ops.swiglu import swiglu
 from llm.sequence import Seq, conv_state, linear_state, named
 from llm.state import StateSpec, accumulator
 
@@ -90,7 +91,7 @@ class Mamba2(Mixer):
         exact = accumulator(x.dtype)
         dt_BTH = F.softplus(dt_BTH.to(exact) + self.dt_bias.to(exact))
         y_BTHV = seq.linear("ssd", C_BTGN, B_BTGN, x_BTHV, -self.A_log.to(exact).exp(), step_BTH=dt_BTH)
-        y = (y_BTHV + self.D[:, None].to(x.dtype) * x_BTHV).flatten(-2) * F.silu(z)
+        y = swiglu(z, (y_BTHV + self.D[:, None].to(x.dtype) * x_BTHV).flatten(-2))
         normed = rms_norm(y.unflatten(-1, (c.groups, -1)), None, c.norm_eps).flatten(-2)
         return self.out_proj(normed * self.norm_weight.to(y.dtype))
 

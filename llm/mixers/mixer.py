@@ -18,6 +18,8 @@ class Mixer(nn.Module):
     """
 
     roles: ClassVar[dict[str, str]] = {}
+    # what `mix` gets; llm/compile.py puts another in its place
+    window_on_time: type[Seq] = Seq
 
     def mix(self, x_BTD: Tensor, seq: Seq) -> Tensor:
         """The layer's output `[B, T, D]`."""
@@ -43,7 +45,7 @@ class Mixer(nn.Module):
         ranks: those that the sequence is split over; x and y are this rank's tokens, state and docs the whole sequence's.
         """
         given = self.init_state(x_BTD.shape[0], x_BTD.device, x_BTD.dtype) if state is None else state
-        seq = Seq(given, state is None, docs, x_BTD.shape[1], ranks)
+        seq = self.window_on_time(given, state is None, docs, x_BTD.shape[1], ranks)
         y_BTD = self.mix(x_BTD, seq)
         return y_BTD, seq.new_state
 

@@ -18,6 +18,7 @@ from llm.cost import Cost, block_projection, conv, conv_tail, mlstm, mlstm_state
 from llm.errors import ConfigError
 from llm.mixers.mixer import Mixer
 from llm.ops.norm import head_norm
+from llm.ops.swiglu import swiglu
 from llm.sequence import Seq, conv_state, mlstm_state, named
 from llm.state import StateSpec, accumulator
 
@@ -99,7 +100,7 @@ class MLSTMPaper(Mixer):
         gates = log_input + self.input_bias.to(exact), F.logsigmoid(forget + self.forget_bias.to(exact))
         h_BTHV = seq.mlstm("mlstm", q, k, v, *gates, scale=q.shape[-1] ** -0.5)
         normed = head_norm(h_BTHV, self.head_norm_weight, None, self.config.norm_eps).flatten(-2)
-        return self.down_proj((normed + self.skip.to(c.dtype) * c) * F.silu(z))
+        return self.down_proj(swiglu(z, normed + self.skip.to(c.dtype) * c))
 
     def state_spec(self) -> dict[str, StateSpec]:
         channels = self.inner // self.config.heads

@@ -17,12 +17,12 @@ from typing import ClassVar
 import torch
 from omegaconf import MISSING
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from llm.cost import Cost, linear, linear_state_bytes, projection, vector
 from llm.errors import ConfigError
 from llm.mixers.mixer import Mixer
 from llm.ops.norm import head_norm
+from llm.ops.swiglu import swiglu
 from llm.sequence import Seq, linear_state, named
 from llm.state import StateSpec, accumulator
 
@@ -78,7 +78,7 @@ class Retention(Mixer):
             q, k = seq.rotary(q, k, theta=self.config.rope_theta)
         o_BTHV = seq.linear("retention", q, k, v, self.log_decay_H(x_BTD), scale=self.key_dim**-0.5)
         normed = head_norm(o_BTHV, self.head_norm_weight, self.head_norm_bias, self.config.norm_eps)
-        return self.out_proj(F.silu(self.gate_proj(x_BTD)) * normed.flatten(-2))
+        return self.out_proj(swiglu(self.gate_proj(x_BTD), normed.flatten(-2)))
 
     def log_decay_H(self, x: Tensor) -> Tensor:
         """log gamma of each head, on x's device."""

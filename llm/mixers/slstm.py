@@ -79,9 +79,9 @@ class SLSTM(Mixer):
     def mix(self, x_BTD: Tensor, seq: Seq) -> Tensor:
         c_BTD = F.silu(seq.conv("conv", x_BTD, self.conv_weight, self.conv_bias)) if self.config.taps else x_BTD
         c, x = (s.unflatten(-1, (self.config.heads, -1)) for s in (c_BTD, x_BTD))
-        gates = [torch.einsum("bthv,hwv->bthw", s, w) for s, w in zip((c, c, x, x), self.gate_weight, strict=True)]
+        gates = [torch.einsum("bthv,ghwv->bthgw", s, w) for s, w in zip((c, x), self.gate_weight.split(2), strict=True)]
         bias = torch.cat([self.input_bias, self.forget_bias, self.other_bias], 1)
-        streams = torch.stack(gates, -2).to(accumulator(x.dtype))
+        streams = torch.cat(gates, -2).to(accumulator(x.dtype))
         h_BTHV = seq.recurrent("cell", "slstm", streams, self.recurrent_weight, bias)
         return head_norm(h_BTHV, self.head_norm_weight, None, self.config.norm_eps).flatten(-2).to(x_BTD.dtype)
 

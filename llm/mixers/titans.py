@@ -52,6 +52,7 @@ from llm.errors import ConfigError
 from llm.mixers.mixer import Mixer
 from llm.ops.memory.naive import Maps, rates
 from llm.ops.norm import head_norm
+from llm.ops.swiglu import swiglu
 from llm.sequence import Seq, attention_state, context_state, conv_state, memory_state, named
 from llm.state import StateSpec, accumulator
 
@@ -189,11 +190,11 @@ class Titans(Mixer):
     def mix(self, x_BTD: Tensor, seq: Seq) -> Tensor:
         if self.config.variant == "mac":
             attended, remembered = self.attend_with_memory(x_BTD, seq)
-            return self.out_proj(attended * F.silu(remembered))
+            return self.out_proj(swiglu(remembered, attended))
         remembered = self.remember(x_BTD, seq)
         if self.config.variant == "mag":
-            return self.out_proj(self.attend(x_BTD, seq) * F.silu(remembered))
-        gated = remembered * F.silu(self.gate_proj(x_BTD))
+            return self.out_proj(swiglu(remembered, self.attend(x_BTD, seq)))
+        gated = swiglu(self.gate_proj(x_BTD), remembered)
         if self.config.variant == "mal":
             gated = self.attend(self.memory_proj(gated), seq)
         return self.out_proj(gated)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from llm.ops.routes import kernel_of
 from llm.state import accumulator
 
 IGNORED = -100
@@ -38,24 +39,43 @@ def _slices(
     for first in range(0, len(hidden), SLICE):
         part = slice(first, first + SLICE)
         h, label = hidden[part], labels[part]
-        logits = (h @ weight.T).to(loss.dtype)
-        if cap is not None:
-            logits = logits.div_(cap).tanh_().mul_(cap)
-        log_total = logits.logsumexp(-1, keepdim=True)
-        scored = (label != IGNORED)[:, None]
-        target = label.clamp(min=0)[:, None]
-        loss += ((log_total - logits.gather(1, target)) * scored).sum()
-        squares += (log_total.square() * scored).sum()
-        if dhidden is not None and dweight is not None:
-            slope = 1 if cap is None else 1 - (logits / cap) ** 2
-            dlogits = logits.sub_(log_total).exp_()
-            if z_loss:
-                dlogits *= 1 + 2 * z_loss * log_total
-            dlogits.scatter_add_(1, target, torch.full_like(log_total, -1))
-            dlogits = dlogits.mul_(scored).mul_(slope).to(h.dtype)
+        logits = h @ weight.T
+        settings: dict[str, Any] = {"ignored": IGNORED, "z_loss": z_loss, "cap": cap, "gradient": dhidden is not None}
+        run = kernel_of("cross_entropy", None, logits, label, **settings) or _of_logits
+        nats, log_total, dlogits = run(logits, label, **settings, at=None)
+        loss += nats.sum()
+        squares += (log_total.square() * (label != IGNORED)).sum()
+        if dlogits is not None and dhidden is not None and dweight is not None:
             dhidden[part] = dlogits @ weight
             dweight += dlogits.T @ h
     return loss, squares
+
+
+def _of_logits(
+    logits: Tensor, labels: Tensor, *, ignored: int, z_loss: float, cap: float | None, gradient: bool, at: None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Of each token: nats, 0 where the label is not scored; log Z; the gradient of nats and z-loss, in the logits' dtype.
+
+    The logits, before a cap, are given up.
+    """
+    dtype = logits.dtype
+    logits = logits.to(accumulator(dtype))
+    if cap is not None:
+        logits = logits.div_(cap).tanh_().mul_(cap)
+    log_total = logits.logsumexp(-1, keepdim=True)
+    scored, target = (labels != ignored)[:, None], labels.clamp(min=0)[:, None]
+    nats = (log_total - logits.gather(1, target)) * scored
+    if not gradient:
+        return nats[:, 0], log_total[:, 0], None
+    slope = None if cap is None else 1 - (logits / cap) ** 2
+    dlogits = logits.sub_(log_total).exp_()
+    if z_loss:
+        dlogits *= 1 + 2 * z_loss * log_total
+    dlogits.scatter_add_(1, target, torch.full_like(log_total, -1))
+    dlogits *= scored
+    if slope is not None:
+        dlogits *= slope
+    return nats[:, 0], log_total[:, 0], dlogits.to(dtype)
 
 
 class _WithGradients(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Chooses, once per family, the implementation that runs; the only way in to the ops for `llm/sequence.py`.
+"""Chooses, once per family, the implementation that runs; the only way in to the ops for `llm/sequence/`.
 
 Ops run with autocast off: each says itself which dtype it computes in (autocast would turn products of float32 decays into
 bfloat16). One token at a time runs the definition, which is also the fastest form of a single step; many tokens on a CPU run the
@@ -63,4 +63,6 @@ def run(family: str, tokens: int, x: Tensor, *streams: Any, at: Stretch | None =
         step_op, many = IMPLEMENTATIONS[family]
         op = step_op if tokens == 1 else loop(family, x) or many
         where = () if at is None else (at.phase_BT if family in BY_POSITION else at.starts_BT,)
+        if family in BY_POSITION and tokens > 1 and at is not None:
+            settings["chunks"] = at.most_chunks(settings["chunk"])
         return op(x, *streams, *where, **settings)

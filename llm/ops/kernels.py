@@ -23,7 +23,7 @@ from llm.errors import ConfigError
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
 HALF = (torch.bfloat16, torch.float16)
 # which setting of `kernels` chooses for a family
-SETTING = {"ssd": "linear", "elementwise": "scan"}
+SETTING = {"ssd": "linear", "elementwise": "scan", "context": "memory", "head norm": "norm"}
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,13 @@ class KernelsConfig:
     linear: Literal["auto", "fla", "mamba_ssm", "torch"] = "auto"
     mlstm: Literal["auto", "fla", "mlstm_kernels", "torch"] = "auto"
     scan: Literal["auto", "mamba_ssm", "fla", "torch"] = "auto"
+    memory: Literal["auto", "triton", "torch"] = "auto"
     recurrent: Literal["auto", "flashrnn", "torch"] = "auto"
     conv: Literal["auto", "causal_conv1d", "fla", "torch"] = "auto"
+    norm: Literal["auto", "fla", "torch"] = "auto"
+    rotary: Literal["auto", "flash", "torch"] = "auto"
+    swiglu: Literal["auto", "fla", "torch"] = "auto"
+    cross_entropy: Literal["auto", "fla", "torch"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -71,8 +76,9 @@ class Facts:
 class Route:
     """A kernel behind a family's op, and what it can do.
 
-    name: in `kernels.*`. package: as pip knows it. entry: "module:function". extra: of braid-lm, that installs it. run: the op,
-    with the definition's arguments; instead of starts it takes `at`, an `llm.docs.Stretch`. widths: (least, most, multiple of).
+    name: in `kernels.*`. package: as pip knows it. entry: "module:function". extra: of braid-lm, that installs it; "": PyTorch
+    brings it. run: the op, with the definition's arguments; instead of starts it takes `at`, an `llm.docs.Stretch`, None where each
+    token is alone. widths: (least, most, multiple of).
     documents, initial_state, gradient: whether it can start documents inside a row, go on from a state, be differentiated.
     state_gradient: of the final state. int32: whether its offsets are 32 bits wide. exact_float32: whether float32 is not
     multiplied in TF32. more: what else it refuses, in words. declines: why `auto` passes it over, though it could.
@@ -114,7 +120,8 @@ class Route:
         for letter, (least, most, multiple) in self.widths.items():
             size = facts.sizes.get(letter, least)
             if not least <= size <= most or size % multiple:
-                return f"takes {letter} from {least} to {most} in multiples of {multiple}, not {letter}={size}"
+                steps = f" in multiples of {multiple}" * (multiple > 1)
+                return f"takes {letter} from {least} to {most}{steps}, not {letter}={size}"
         if facts.documents and not self.documents:
             return "cannot start a document inside a row"
         if facts.carried and not self.initial_state:
@@ -220,6 +227,7 @@ def say(sentence: str) -> None:
             print(sentence, file=sys.stderr, flush=True)
 
 
+@cache
 def version(package: str) -> str:
     """As installed; "" where it is not, or is no package of its own."""
     if package == "torch":
@@ -237,6 +245,8 @@ def missing(route: Route) -> str | None:
     """Why the kernel cannot be had in this environment, and what to do; None: it can."""
     module = route.entry.partition(":")[0]
     install = f"pip install 'braid-lm[{route.extra}]' installs it, docs/install.md says how"
+    if not route.extra:
+        install = "PyTorch's CUDA builds bring it"
     if module.partition(".")[0] not in sys.modules and util.find_spec(module.partition(".")[0]) is None:
         return f"is not installed: {install}"
     try:

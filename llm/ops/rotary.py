@@ -9,6 +9,7 @@ from omegaconf import MISSING
 from torch import Tensor
 
 from llm.errors import ConfigError
+from llm.ops.routes import kernel_of
 from llm.state import accumulator
 
 # Rotations in `context` above which a channel keeps its frequency, where `fast` is not given.
@@ -88,17 +89,26 @@ def rotary(
 
     channels: K, where only the first K channels turn and the others stay (GPT-NeoX); all of them unless given.
     """
-    if channels is not None and channels < x_BTHK.shape[-1]:
-        turned, rest = x_BTHK.split([channels, x_BTHK.shape[-1] - channels], -1)
-        return torch.cat([rotary(turned, position_BT, theta, scaling=scaling), rest], -1)
-    K = x_BTHK.shape[-1]
-    dtype = accumulator(x_BTHK.dtype)
-    frequency = theta ** (-torch.arange(0, K, 2, device=x_BTHK.device, dtype=dtype) / K)
+    K = x_BTHK.shape[-1] if channels is None else channels
+    return turned(x_BTHK, *angles(position_BT, K, theta, scaling, accumulator(x_BTHK.dtype)))
+
+
+def turned(x_BTHK: Tensor, cos_BTk: Tensor, sin_BTk: Tensor) -> Tensor:
+    """By a table of `angles` for the first channels, which all heads share: a small part of the bytes."""
+    if kernel := kernel_of("rotary", None, x_BTHK, cos_BTk, sin_BTk):
+        return kernel(x_BTHK, cos_BTk, sin_BTk, at=None)
+    x, half = x_BTHK.to(cos_BTk.dtype), cos_BTk.shape[-1]
+    first, second, rest = x.split([half, half, x.shape[-1] - 2 * half], -1)
+    cos, sin = cos_BTk[:, :, None], sin_BTk[:, :, None]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], -1).to(x_BTHK.dtype)
+
+
+def angles(position_BT: Tensor, K: int, theta: float, scaling: RopeScaling | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines `[B, T, K / 2]` of what K channels turn by."""
+    frequency = theta ** (-torch.arange(0, K, 2, device=position_BT.device, dtype=dtype) / K)
     if scaling is not None:
         frequency = scaling.scaled(frequency, theta)
-    angle = (position_BT[..., None].to(dtype) * frequency)[:, :, None]
-    first, second = x_BTHK.to(dtype).chunk(2, -1)
-    cos, sin = angle.cos(), angle.sin()
-    if scaling is not None and scaling.amplitude != 1:
-        cos, sin = cos * scaling.amplitude, sin * scaling.amplitude
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x_BTHK.dtype)
+    angle = position_BT[..., None].to(dtype) * frequency
+    if scaling is None or scaling.amplitude == 1:
+        return angle.cos(), angle.sin()
+    return angle.cos() * scaling.amplitude, angle.sin() * scaling.amplitude

@@ -14,8 +14,8 @@ from llm.train.checkpoint import damage, newest_whole
 from llm.train.config import RunConfig
 from llm.train.phases import newest_step
 from llm.train.run_folder import AHEAD, FREE, RunFolder, differences_until, read_config, shown
-from llm.train.whole_file import write_text
 from llm.train.world import World
+from llm.whole_file import write_text
 
 POINT = "branch_from.json"
 OWN = {"name", "branch_from", "init_from"}

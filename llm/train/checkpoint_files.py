@@ -19,7 +19,7 @@ from pathlib import Path
 
 import xxhash
 
-from llm.train.whole_file import write_text
+from llm.whole_file import write_text
 
 FILES = "files.json"
 LATEST = "latest"

@@ -8,6 +8,7 @@ import torch
 from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 from torch import Tensor
 
+from llm.compile import compile_blocks
 from llm.data import Batch
 from llm.model import Decoder
 from llm.parallel import Ranks
@@ -45,6 +46,8 @@ def create_engine(config: RunConfig, world: World, ranks: Ranks | None = None, f
     """
     decoder = Decoder.create(config.model, config.seed, world.device)
     decoder.checkpoint_activations = config.train.activation_checkpointing
+    if config.train.compile_blocks:
+        compile_blocks(decoder)
     prepare(decoder, config)
     distillation = distillation_of(config, world.device)
     optimizer = create_optimizer(
@@ -101,11 +104,7 @@ def optimizer_step(
     states = None if carried is None else list(carried.states)
     for k, batch in enumerate(micro_batches):
         batch = batch.to(device, non_blocking=True)
-        if carried is None:
-            nats = engine(batch.tokens_BT, batch.labels_BT, batch.docs)
-        else:
-            nats, state = engine(batch.tokens_BT, batch.labels_BT, batch.docs, carried.states[k], carry=True)
-            carried.keep(k, state)
+        nats = forward(engine, batch, carried, k)
         loss_sum += nats.detach()
         engine.backward(nats * scale, scale_wrt_gas=False)
         if k == len(micro_batches) - 1:
@@ -125,6 +124,15 @@ def optimizer_step(
     if bad and carried is not None and states is not None:
         carried.states = states
     return StepResult(loss_sum, scored, norm, counts[1:], engine.module.take_z_sum(), bad, loss)
+
+
+def forward(engine: Any, batch: Batch, carried: Carried | None, k: int) -> Tensor:
+    """Nats of the k-th micro-batch, a scalar; the state behind it is kept where states are carried."""
+    if carried is None:
+        return engine(batch.tokens_BT, batch.labels_BT, batch.docs)
+    nats, state = engine(batch.tokens_BT, batch.labels_BT, batch.docs, carried.states[k], carry=True)
+    carried.keep(k, state)
+    return nats
 
 
 def sum_scored(micro_batches: list[Batch]) -> Tensor:

@@ -1,21 +1,26 @@
-"""What a rank holds, at every ZeRO stage, as contiguous slices of flattened parameters: the one place that knows DeepSpeed's
-layout.
+"""What a rank holds, at every ZeRO stage, as contiguous slices of flattened parameters: views into DeepSpeed's engine.
 
 | stage | what the optimizer updates | a rank's part of a parameter |
 |---|---|---|
 | 0 | the parameter | all of it, as every other rank |
-| 1, 2 | one flat float32 partition per group of parameters | where the partition meets it (`_hp_mapping`) |
+| 1, 2 | one flat float32 partition per group of parameters | where the partition meets it |
 | 3 | flat float32 sub-groups | the rank-th of `ranks` equal parts |
+
+Which slices those are is the arithmetic of llm/train/layout.py.
 
 Saving reads these slices, loading writes into them; nothing else has to know how many ranks there are, or the stage.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+
+from llm.train.layout import pieces
 
 Scalars = dict[str, float | int | list[float]]
 
@@ -125,8 +130,25 @@ def refresh_weights(engine: Any) -> None:
 def held(engine: Any) -> Iterator[Held]:
     """Every tensor that this rank's optimizer updates, in one order for equal ranks and stages."""
     names = {parameter: name for name, parameter in engine.module.decoder.named_parameters()}
-    layout = {0: _whole, 1: _partitions, 2: _partitions, 3: _sub_groups}[engine.zero_optimization_stage()]
-    return layout(engine.optimizer, names)
+    stage = engine.zero_optimization_stage()
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if stage else (0, 1)
+    for tensor, group, parameters in _updated(engine.optimizer, stage):
+        shapes = [tuple(parameter.ds_shape if stage == 3 else parameter.shape) for parameter in parameters]
+        found = pieces([math.prod(shape) for shape in shapes], stage, rank, ranks, tensor.numel())
+        yield Held(tensor, group, [Slice(names[parameters[k]], shapes[k], first, at, last - first) for k, first, last, at in found])
+
+
+def _updated(optimizer: Any, stage: int) -> Iterator[tuple[Tensor, dict[str, Any], list[Any]]]:
+    """A tensor, its group, and the parameters that lie in it, end to end or each in part (llm/train/layout.py)."""
+    if stage == 0:
+        yield from ((parameter, group, [parameter]) for group in optimizer.param_groups for parameter in group["params"])
+        return
+    groups = optimizer.optimizer.param_groups
+    if stage == 3:
+        for k, tensor in enumerate(optimizer.fp32_partitioned_groups_flat):
+            yield tensor, groups[optimizer.sub_group_to_group_id[k]], optimizer.fp16_groups[k]
+    else:
+        yield from zip(optimizer.single_partition_of_fp32_groups, groups, optimizer.bit16_groups, strict=True)
 
 
 def inner_optimizer(engine: Any) -> torch.optim.Optimizer:
@@ -144,33 +166,3 @@ def _plain(key: str, value: Any) -> float | int | list[float]:
         return [value.item()]
     assert isinstance(value, int | float), f"optimizer state {key} ({type(value).__name__}) is no number"
     return value
-
-
-def _whole(optimizer: Any, names: dict[Tensor, str]) -> Iterator[Held]:
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            yield Held(parameter, group, [Slice(names[parameter], tuple(parameter.shape), 0, 0, parameter.numel())])
-
-
-def _partitions(optimizer: Any, names: dict[Tensor, str]) -> Iterator[Held]:
-    for k, tensor in enumerate(optimizer.single_partition_of_fp32_groups):
-        slices = []
-        for parameter in optimizer.bit16_groups[k]:
-            if parameter._hp_mapping is not None:
-                mine, theirs = parameter._hp_mapping.hp_fragment_address, parameter._hp_mapping.lp_fragment_address
-                slices.append(Slice(names[parameter], tuple(parameter.shape), theirs.start, mine.start, mine.numel))
-        yield Held(tensor, optimizer.optimizer.param_groups[k], slices)
-
-
-def _sub_groups(optimizer: Any, names: dict[Tensor, str]) -> Iterator[Held]:
-    for k, tensor in enumerate(optimizer.fp32_partitioned_groups_flat):
-        slices, offset = [], 0
-        for parameter in optimizer.fp16_groups[k]:
-            size = parameter.partition_numel()
-            start = size * optimizer._get_param_partition_rank(parameter)
-            # the last ranks' parts may be padding, in part or all
-            count = min(size, parameter.ds_numel - start)
-            if count > 0:
-                slices.append(Slice(names[parameter], tuple(parameter.ds_shape), start, offset, count))
-            offset += size
-        yield Held(tensor, optimizer.optimizer.param_groups[optimizer.sub_group_to_group_id[k]], slices)

@@ -25,12 +25,13 @@ from typing import TextIO
 
 from llm.train.exits import HUNG, Outcome
 from llm.train.launcher import gone, launchers
+from llm.train.owner import HEARTBEAT
 from llm.train.run_folder import RunFolder
 from llm.train.stop import StopRequest
-from llm.train.whole_file import write_text
 from llm.train.world import World
+from llm.whole_file import write_text
 
-HEARTBEAT, STACKS = "heartbeat", "stacks"
+STACKS = "stacks"
 # seconds between looks, and between heartbeats
 POLL, BEAT = 5.0, 10.0
 # of the limit: what is not a step of a run that is under way
@@ -176,7 +177,7 @@ class Guard:
     def _write_heartbeat(self) -> None:
         beat, self._written = self._beat, time.monotonic()
         began = time.time() - (time.monotonic() - beat.since)
-        who = {"pid": os.getpid(), "host": socket.gethostname(), "of": self.world.size}
+        who = {"pid": os.getpid(), "host": socket.gethostname(), "of": self.world.size, "written": time.time()}
         with suppress(OSError):
             path = self._heartbeat(".json")
             path.parent.mkdir(exist_ok=True)

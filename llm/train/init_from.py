@@ -14,9 +14,10 @@ from llm.train import checkpoint_files as files
 from llm.train.checkpoint import damage, newest_whole
 from llm.train.config import RunConfig
 from llm.train.fragments import fragments, refresh_weights
-from llm.train.run_folder import RunFolder, write_text
+from llm.train.run_folder import RunFolder
 from llm.train.shards import Pieces, Wanted, fill, same_shapes, weights_of
 from llm.train.world import World
+from llm.whole_file import write_text
 
 # what the vocabulary's size shows in
 ROWS_OF_VOCABULARY = ("embedding", "head")

@@ -20,8 +20,9 @@ from llm.train.shards import Pieces, Wanted, fill, same_shapes
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """path: the checkpoint. run: the run folder it lies in, if any. step, tokens: trained so far. tokenizer: its file. quarantine:
-    rows that it was not trained on (llm/train/quarantine.py).
+    """path: the checkpoint. run: the run folder it lies in, if any. step, tokens: trained so far. tokenizer: its file. began: the
+    row at which each phase so far began. consumed: that to which the last has come. quarantine: rows that it was not trained on
+    (llm/train/quarantine.py).
     """
 
     path: Path
@@ -29,6 +30,8 @@ class CheckpointInfo:
     step: int
     tokens: int
     tokenizer: Path
+    began: tuple[int, ...]
+    consumed: int
     quarantine: list[dict[str, Any]]
 
 
@@ -72,8 +75,8 @@ def what_it_is(checkpoint: Path) -> tuple[RunConfig, CheckpointInfo]:
     """The config that held when a checkpoint was saved, and which one it is."""
     progress = json.loads((checkpoint / files.PROGRESS).read_text())
     run = checkpoint.parents[1] if (checkpoint.parents[1] / files.CONFIG).is_file() else None
-    tokenizer, quarantine = checkpoint / files.TOKENIZER, progress.get("quarantine", [])
-    info = CheckpointInfo(checkpoint, run, progress["step"], progress["tokens"], tokenizer, quarantine)
+    rows = tuple(progress.get("began", [0])), progress["data"]["consumed"], progress.get("quarantine", [])
+    info = CheckpointInfo(checkpoint, run, progress["step"], progress["tokens"], checkpoint / files.TOKENIZER, *rows)
     return config_of_phase(read_config(checkpoint / files.CONFIG), progress.get("phase", 0)), info
 
 

@@ -70,7 +70,7 @@ def train(
     phases: Sequence[Phase],
     folder: RunFolder,
     world: World,
-    manifests: Sequence[Manifest],
+    manifests: Sequence[Manifest | None],
     guard: Guard,
     startup: StartUp,
     evaluations: Sequence[Evaluation | None] = (None,),
@@ -85,8 +85,7 @@ def train(
         checkpoint, passed_over = starting_point(config, folder, world)
         say(world, *passed_over)
         start = start_of(phases, manifests, checkpoint)
-        number = start.phase.number
-        outcome = train_phase(start, folder, world, manifests[number], guard, startup, evaluations[number])
+        outcome = train_phase(start, folder, world, guard, startup, evaluations[start.phase.number])
         if outcome.status != DONE or outcome.step == config.train.steps:
             return outcome
         guard.beat(outcome.step + 1, "the next phase", PATIENCE)
@@ -99,23 +98,15 @@ def train_phase(
     start: Start,
     folder: RunFolder,
     world: World,
-    manifest: Manifest,
     guard: Guard,
     startup: StartUp,
     evaluate: Evaluation | None,
 ) -> Outcome:
     """To the end of a phase, or until a rank is to stop."""
-    phase, stream, checkpoint = start.phase, start.stream, start.checkpoint
-    config, progress = phase.config, {}
+    phase, stream, checkpoint, config = start.phase, start.stream, start.checkpoint, start.phase.config
     ranks = sequence_ranks(config, world)
     engine = create_engine(config, world, ranks, folder)
-    if checkpoint is not None:
-        began = time.perf_counter()
-        progress = load_checkpoint(engine, checkpoint, world)
-        where = f"{checkpoint}, with sequence {start.consumed} of its data"
-        say(world, f"resuming from {where}, loaded in {time.perf_counter() - began:.1f} s")
-    elif config.init_from is not None:
-        say(world, f"starting from the weights of {start_from(engine, config, folder, world)}")
+    progress = load(engine, start, folder, world)
     if phase.of > 1:
         say(world, str(phase))
     last_row = start.began[-1] + (phase.last - phase.first) * config.train.batch
@@ -134,7 +125,7 @@ def train_phase(
     saver = Saver(folder, config, world, phase, start.began)
     try:
         writer = Writer(folder, config.train.steps, start.step, config.train.tensorboard) if world.first else None
-        held_out = held_out_batches(config, world, manifest)
+        held_out = held_out_batches(config, world, stream.manifest)
         carried = Carried.of(config, batches)
         if carried is not None and checkpoint is not None and start.same_states:
             carried.load(checkpoint, world)
@@ -153,6 +144,20 @@ def train_phase(
     finally:
         batches.close()
         saver.close()
+
+
+def load(engine: Any, start: Start, folder: RunFolder, world: World) -> dict[str, Any]:
+    """What the engine begins with, and the progress that the checkpoint knows of, if there is one. Raises CheckpointError."""
+    config = start.phase.config
+    if start.checkpoint is not None:
+        began = time.perf_counter()
+        progress = load_checkpoint(engine, start.checkpoint, world)
+        where = f"{start.checkpoint}, with sequence {start.consumed} of its data"
+        say(world, f"resuming from {where}, loaded in {time.perf_counter() - began:.1f} s")
+        return progress
+    if config.init_from is not None:
+        say(world, f"starting from the weights of {start_from(engine, config, folder, world)}")
+    return {}
 
 
 def loop(run: Run, startup: StartUp) -> Outcome:

@@ -9,15 +9,15 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from llm.cost import model_cost
 from llm.train.engine import StepResult
 from llm.train.peak import measured_peak
 from llm.train.phases import Phase
-from llm.train.run_folder import RunFolder, write_text
+from llm.train.run_folder import RunFolder
+from llm.train.teacher import flops_per_token
 from llm.train.world import World
+from llm.whole_file import write_text
 
 BAR = 20
-BACKWARD_AND_FORWARD = 3
 
 
 class Meter:
@@ -172,5 +172,4 @@ def create_meter(phase: Phase, world: World) -> Meter:
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     peak = config.train.peak_flops or measured_peak(world.device, dtype)
     total = world.sum(torch.tensor(peak, dtype=torch.float64, device=world.device)).item()
-    flops = BACKWARD_AND_FORWARD * model_cost(config.model, config.data.sequence_length).flops
-    return Meter(world, phase, flops, total)
+    return Meter(world, phase, flops_per_token(config), total)

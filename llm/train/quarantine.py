@@ -25,8 +25,8 @@ import numpy as np
 from llm.data import Batches, Quarantine
 from llm.errors import DataError
 from llm.train.run_folder import RunFolder
-from llm.train.whole_file import write_text
 from llm.train.world import World
+from llm.whole_file import write_text
 
 NAME = "quarantine.jsonl"
 Record = dict[str, Any]

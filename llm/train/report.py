@@ -9,7 +9,8 @@ from rich.table import Table
 
 from llm.init import parameter_roles
 from llm.model import Decoder
-from llm.train.run_folder import RunFolder, write_text
+from llm.train.run_folder import RunFolder
+from llm.whole_file import write_text
 
 NAME = "parameters.json"
 

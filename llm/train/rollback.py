@@ -24,8 +24,8 @@ from llm.train.guard import PATIENCE
 from llm.train.load import what_it_is
 from llm.train.metrics import Writer
 from llm.train.quarantine import NAME, documents_of, merged, quarantine_of, short, write_records
-from llm.train.whole_file import write_text
 from llm.train.world import say
+from llm.whole_file import write_text
 
 if TYPE_CHECKING:
     from llm.train.loop import Run

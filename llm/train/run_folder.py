@@ -7,6 +7,7 @@ runs/NAME/  config.yaml       resolved; resuming needs no other file
             versions.json     of packages, and the state of git
             outcome.json      how the last start ended (llm/train/exits.py)
             stop              while it is there the run saves and ends, and does not start
+            owner.json        the start that trains it now (llm/train/owner.py)
             heartbeat/        where each rank is;  stacks/  of ranks that hung (llm/train/guard.py)
             report/           loss.png, parameters.json, bad_steps.jsonl, quarantine.jsonl, eval-*.json;  tensorboard/
 """
@@ -29,11 +30,12 @@ from llm.errors import CheckpointError, ConfigError
 from llm.ops.kernels import KernelsConfig
 from llm.train.bad_steps import BadStepsConfig
 from llm.train.config import RunConfig, build_config
+from llm.train.exits import STOP
 from llm.train.phases import newest_step, phases_of
 from llm.train.schedule import ScheduleConfig
 from llm.train.scheduled import EvaluateConfig
 from llm.train.spikes import SpikeConfig
-from llm.train.whole_file import write_text
+from llm.whole_file import write_text
 
 # Settings that change nothing of what is computed, but for the order of sums: they may differ when a run goes on.
 FREE = {
@@ -51,6 +53,7 @@ FREE = {
     "train.checkpoint_async",
     "train.micro_batch",
     "train.activation_checkpointing",
+    "train.compile_blocks",
     "parallel.zero",
     "parallel.sequence",
     "parallel.mode",
@@ -102,7 +105,7 @@ class RunFolder:
 
     @property
     def stop(self) -> Path:
-        return self.path / "stop"
+        return self.path / STOP
 
     @property
     def tensorboard(self) -> Path:

@@ -12,19 +12,22 @@ from pathlib import Path
 
 import torch
 
+from llm.compile import check_compiler
+from llm.config import is_override
 from llm.cost import model_cost
 from llm.data import Manifest
 from llm.errors import BraidError, ConfigError, DataError
-from llm.ops import kernels
-from llm.ops.routes import ROUTES
+from llm.ops.routes import set_routes
 from llm.train.branch import check_branch
-from llm.train.checkpoint_files import FILES, checkpoints
-from llm.train.config import RunConfig, check_ranks, load_config, naming
+from llm.train.checkpoint_files import FILES
+from llm.train.config import RunConfig, load_config, naming
 from llm.train.exits import Outcome
 from llm.train.failures import LostRanks, in_words
 from llm.train.guard import PATIENCE, Guard
 from llm.train.init_from import check_source
-from llm.train.phases import Phase, check_phases, manifests_of, newest_step, phases_of
+from llm.train.laws import check_ranks
+from llm.train.owner import take
+from llm.train.phases import Phase, check_phases, manifests_of, newest_step, over, phases_of
 from llm.train.precision import resolved
 from llm.train.run_folder import AHEAD, FREE, RunFolder
 from llm.train.scheduled import Evaluation
@@ -52,8 +55,9 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
     config, why = resolved(config, world.device)
     phases = phases_of(config)
     read = looked_at(phases, folder, world)
-    kernels.check(config.kernels, ROUTES, world.device)
-    kernels.use(config.kernels)
+    set_routes(config.kernels, world.device)
+    if any(phase.config.train.compile_blocks for phase in phases):
+        check_compiler("train.compile_blocks (true)", world.device)
     changed = folder.check_same(config)
     folder.check_stop()
     check_sources(config, folder, phases, world.size, reads=world.first)
@@ -70,11 +74,12 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
 
     startup.done("imports")
     guard = Guard(folder, world, config.train.hang_minutes, StopRequest(config.train.max_minutes, began))
+    hold = take(folder.path) if world.first else None
     connected = world.connect(patience(config))
     try:
         manifests = agree(read, world)
         if world.first:
-            folder.write(config, manifests[0])
+            folder.write(config, next(filter(None, manifests)))
         world.barrier()
         startup.done("groups")
         parameters = model_cost(config.model, config.data.sequence_length).parameters
@@ -110,20 +115,24 @@ def pretrain(words: Sequence[str], plan_evaluation: Plan | None = None) -> Outco
             raise
         raise known from error
     finally:
+        if hold is not None:
+            hold.release()
         if connected:
             world.close()
 
 
-def looked_at(phases: Sequence[Phase], folder: RunFolder, world: World) -> list[Manifest] | None:
+def looked_at(phases: Sequence[Phase], folder: RunFolder, world: World) -> list[Manifest | None] | None:
     """The datasets of each phase, with all laws checked, on the rank of a node that looks at their files. None on the others, which
     are told later and check what needs no dataset. Raises ConfigError, DataError.
     """
+    step = newest_step(folder.checkpoints)
     if world.first or world.first_of_node:
-        manifests = manifests_of(phases)
-        check_phases(phases, world.size, manifests, newest_step(folder.checkpoints))
+        manifests = manifests_of(phases, step)
+        check_phases(phases, world.size, manifests, step, folder.tokenizer)
         return manifests
     for phase in phases:
-        check_ranks(phase.config, world.size)
+        if not over(phase, step):
+            check_ranks(phase.config, world.size)
     return None
 
 
@@ -133,24 +142,25 @@ def patience(config: RunConfig) -> float:
     return max(30, PATIENCE * train.hang_minutes + train.evaluate.minutes + 15) if train.hang_minutes else 24 * 60
 
 
-def agree(manifests: Sequence[Manifest] | None, world: World) -> Sequence[Manifest]:
+def agree(manifests: Sequence[Manifest | None] | None, world: World) -> Sequence[Manifest | None]:
     """The datasets of all ranks, also of those that read none. Raise DataError on every rank unless those that did read the same:
     one elsewhere may change while they start.
     """
-    told = world.gather(manifests and [manifest.hash for manifest in manifests])
-    other = next((rank for rank, hashes in enumerate(told) if hashes not in (told[0], None)), None)
-    if other is not None:
-        first, second = next((a, b) for a, b in zip(told[0], told[other], strict=True) if a != b)
-        raise DataError(
-            f"data.manifest is {first[:12]} on rank 0 and {second[:12]} on rank {other}, and must be one dataset; "
-            "start again when its upload is complete, and copies of it are the same on every node"
-        )
+    first, *others = world.gather(manifests and [manifest and manifest.hash for manifest in manifests])
+    for rank, hashes in enumerate(others, 1):
+        for a, b in zip(first, hashes or first, strict=True):
+            # one that no rank needs may be gone on some nodes
+            if a != b and a and b:
+                raise DataError(
+                    f"data.manifest is {a[:12]} on rank 0 and {b[:12]} on rank {rank}, and must be one dataset; "
+                    "start again when its upload is complete, and copies of it are the same on every node"
+                )
     return world.tell(manifests)
 
 
 def plan(words: Sequence[str]) -> tuple[RunConfig, RunFolder]:
     """The config and folder that the words name. Raises ConfigError."""
-    folders = [word for word in words if "=" not in word and Path(word).is_dir()]
+    folders = [word for word in words if not is_override(word) and Path(word).is_dir()]
     if not folders:
         if not words:
             raise ConfigError("no config is given; name FILE.yaml... key.path=value..., or a run folder to resume")
@@ -179,13 +189,15 @@ def check_sources(config: RunConfig, folder: RunFolder, phases: Sequence[Phase],
     Raises ConfigError, CheckpointError.
     """
     # a run that has checkpoints goes on from those, whatever its origin has become
-    if not checkpoints(folder.checkpoints):
+    step = newest_step(folder.checkpoints)
+    if not step:
         check_branch(config)
         if reads and config.init_from is not None:
             check_source(config)
     for phase in phases:
-        with naming(phase.number) if phase.number else nullcontext():
-            check_teacher(phase.config, world_size)
+        if not over(phase, step):
+            with naming(phase.number) if phase.number else nullcontext():
+                check_teacher(phase.config, world_size)
 
 
 def share_cores(device: torch.device) -> None:

@@ -7,11 +7,13 @@ import torch
 from omegaconf import OmegaConf
 
 from llm.config import build
+from llm.cost import training_flops
 from llm.errors import CheckpointError, ConfigError
 from llm.model import Decoder, ModelConfig, model_kinds
 from llm.train import checkpoint_files as files
-from llm.train.config import RunConfig, check_sequence
+from llm.train.config import RunConfig
 from llm.train.distill import Distillation, replaced_layers
+from llm.train.laws import check_sequence
 from llm.train.load import filled, load_model, what_it_is
 from llm.train.precision import casts_model
 from llm.train.run_folder import RunFolder
@@ -72,6 +74,16 @@ def check_teacher(config: RunConfig, world_size: int) -> None:
             f"{where}.match (mixers) leaves all but the replaced mixers as they start, which must be the teacher's weights; "
             "set init_from to the folder of the model whose layers were replaced"
         )
+
+
+def flops_per_token(config: RunConfig) -> float:
+    """Of training, with the teacher's part. Raises CheckpointError, ConfigError where the teacher is not there."""
+    distill, context = config.train.distill, config.data.sequence_length
+    if distill.teacher is None:
+        return training_flops(config.model, context)
+    teacher = teacher_config(Path(distill.teacher))
+    taught = replaced_layers(config.model, teacher) if distill.match == "mixers" else ()
+    return training_flops(config.model, context, teacher, taught)
 
 
 def distillation_of(config: RunConfig, device: torch.device) -> Distillation | None:

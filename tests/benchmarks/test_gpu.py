@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from benchmarks.gpu import FULL, Row, main, ratio_of, shortfalls
-from benchmarks.gpu_sides import braid
+from benchmarks.gpu import FULL, TINY, Row, main, ratio_of, shortfalls
+from benchmarks.gpu_sides import KINDS, THEIRS, braid, made, mixer_of
 from llm.cost import model_cost
+from tests.peers import peers
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -37,3 +38,24 @@ def test_what_is_below_a_target_is_named():
 def test_braids_are_as_large_as_they_are_called(name, parameters):
     found = model_cost(braid(*FULL.braids[name], FULL), 4096).parameters
     assert found == pytest.approx(parameters, rel=0.07)
+
+
+def test_every_kind_has_a_packages_layer_beside_it():
+    assert set(THEIRS) == set(KINDS)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_titans_beside_ours_is_of_our_width():
+    """It alone needs no GPU."""
+    x = torch.randn(1, 130, TINY.width)
+    y, _ = made("titans", TINY, peers.load)(x)
+    assert y.shape == x.shape
+
+
+@pytest.mark.parametrize("kind", ["mlstm", "slstm"])
+def test_xlstms_layers_are_of_our_sizes(kind):
+    _, entry, settings = THEIRS[kind]
+    module, _, name = entry.partition(":")
+    assert name in vars(peers.load(module))
+    config = settings(TINY, peers.load)["config"]
+    assert (config.embedding_dim, config.num_heads) == (TINY.width, mixer_of(kind, TINY.heads)["heads"])

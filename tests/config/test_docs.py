@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm.docs import Docs
+from llm.docs import Docs, Stretch
 
 rows = st.lists(st.lists(st.booleans(), min_size=12, max_size=12), min_size=1, max_size=3)
 
@@ -34,3 +34,18 @@ def test_lengths_and_slices():
     docs = Docs.from_lengths([[3, 2], [5]])
     assert docs.starts_BT.tolist() == [[True, False, False, True, False], [True, False, False, False, False]]
     assert docs[2:4].starts_BT.tolist() == [[False, True], [False, False]]
+
+
+@given(rows, st.integers(1, 6), st.booleans())
+def test_chunks_are_bounded_by_what_the_host_knows(starts, size, fresh):
+    """Of all places in a chunk that rows may go on from, by counting; and as near as that."""
+    docs = Docs(torch.tensor(starts))
+    most = 0
+    for offset in range(1 if fresh else size):
+        position = docs.position_BT(torch.full((len(starts),), offset))
+        for row in position.tolist():
+            most = max(most, 1 + sum(p % size == 0 for p in row[1:]))
+    assert docs.most_chunks(size, fresh) == most
+    assert Stretch(docs, torch.zeros(len(starts)), 0, 12, fresh).most_chunks(size) == most
+    nowhere = Docs(torch.zeros(1, 12, dtype=torch.bool))
+    assert Stretch(None, torch.zeros(1), 0, 12, fresh).most_chunks(size) == nowhere.most_chunks(size, fresh)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import MISSING
 
-from llm.config import build, configs_root, load, to_yaml
+from llm.config import build, configs_root, load, read, to_yaml
 from llm.errors import ConfigError
 
 
@@ -166,6 +166,23 @@ def test_every_shipped_experiment_is_well_formed():
         config = load_config([*model, str(file)])
         config.model.check()
         config.train.check()
+
+
+@pytest.mark.parametrize("width", [64, 192])
+def test_heads_of_the_ladder_grow_with_its_width(width: int):
+    from llm.train.config import load_config
+
+    layers = load_config(["exp/ladder.yaml", f"model.width={width}"]).model.layers
+    assert (layers["m"].mixer.heads, layers["a"].mixer.heads) == (2 * width // 16, width // 16)
+    with pytest.raises(ConfigError, match=r"layers\.m\.mixer\.heads: .*100 must be a multiple of 8"):
+        load_config(["exp/ladder.yaml", "model.width=100"])
+
+
+def test_a_file_below_a_folder_with_an_equals_sign_is_a_file(tmp_path):
+    folder = tmp_path / "a=b"
+    folder.mkdir()
+    (folder / "x.yaml").write_text("name: here\n")
+    assert read([str(folder / "x.yaml"), "sources.c4/en=2"]) == {"name": "here", "sources": {"c4/en": 2}}
 
 
 def test_build_from_plain_values():

@@ -15,6 +15,8 @@ from llm.data import DataConfig
 from llm.data.manifest import Source
 from llm.data.write import DatasetWriter
 from llm.model import Decoder, ModelConfig, model_kinds
+from llm.train.config import RunConfig, TrainConfig
+from llm.train.phases import phases_of
 from llm.train.world import World
 
 VOCABULARY = 300
@@ -42,10 +44,11 @@ def subject(tmp_path_factory) -> Subject:
     values = {"width": 16, "depth": 3, "vocab_size": VOCABULARY, "layers": LAYERS, "pattern": ["r", "w", "f"]}
     model = Decoder.create(build(ModelConfig, values, model_kinds("")), seed=0).double()
     data = DataConfig(str(manifest.root), sequence_length=16)
-    origin = {"tokenizer": manifest.tokenizer.sha256}
+    run = RunConfig("test", data=data, train=TrainConfig(steps=5, batch=8))
+    origin = {"model": "test", "tokenizer": manifest.tokenizer.sha256}
     language_model = BraidModel(model, manifest.tokenizer_path, window=16)
     world = World(0, 1, torch.device("cpu"))
-    return Subject("test", language_model, folder / "report", origin, world, data, Trained(data, 0, 8, 40))
+    return Subject("test", language_model, folder / "report", origin, world, data, Trained(phases_of(run), (0,), 40))
 
 
 @pytest.fixture(autouse=True)

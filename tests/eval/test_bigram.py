@@ -3,14 +3,22 @@
 import itertools
 import math
 from collections import Counter, defaultdict
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 
-from eval.bigram import BigramConfig, bigram, distinct, fit
+from eval.bigram import BigramConfig, bigram, distinct, fit, read_in_training
+from eval.subject import Trained
 from eval.texts import TextConfig, read_texts
 from llm.data import TokenStream
+from llm.data.permutation import source_key
+from llm.errors import DataError
+from llm.train.config import build_config
+from llm.train.phases import phases_of
+
+# of the subject's run
+SEED = 0
 
 
 def slow(rows: list[list[int]], vocabulary: int):
@@ -50,7 +58,7 @@ def test_padding_is_no_token():
 
 def test_it_counts_what_was_trained_on_and_scores_the_same_text(subject):
     found = bigram(subject, BigramConfig())
-    stream = TokenStream(subject.manifest(), "train", subject.dataset, subject.trained.seed)
+    stream = TokenStream(subject.manifest(), "train", subject.dataset, SEED)
     read = distinct(stream, np.arange(subject.trained.consumed))
     rows = stream.rows(read)
     texts = read_texts(subject, TextConfig())
@@ -63,16 +71,42 @@ def test_it_counts_what_was_trained_on_and_scores_the_same_text(subject):
 
 
 def test_a_second_epoch_is_counted_once(subject):
-    stream = TokenStream(subject.manifest(), "train", subject.dataset, subject.trained.seed)
+    stream = TokenStream(subject.manifest(), "train", subject.dataset, SEED)
     assert len(distinct(stream, np.arange(3 * len(stream)))) == len(stream)
 
 
 def test_what_is_in_quarantine_is_not_counted(subject):
-    stream = TokenStream(subject.manifest(), "train", subject.dataset, subject.trained.seed)
+    stream = TokenStream(subject.manifest(), "train", subject.dataset, SEED)
     records = [{"rows": [8, 24], "stream": stream.identity()}]
-    trained = replace(subject.trained, consumed=16, quarantine=records)
+    trained = replace(subject.trained, consumed=32, quarantine=records)
     found = bigram(replace(subject, trained=trained), BigramConfig())
     read = stream.rows(np.array([*range(8), *range(24, 32)]))
     assert found.details["fitted_on"]["pairs"] == (read.labels >= 0).sum()
     nats = found.figures["nats_per_token"].value
     assert nats != bigram(replace(subject, trained=replace(trained, quarantine=[])), BigramConfig()).figures["nats_per_token"].value
+
+
+def test_each_phase_is_counted_as_it_was_read(subject):
+    """The second has an order of its own; the run's first sequences are those of the first phase, then of the second."""
+    phases = [{"steps": 2}, {"steps": 3, "data": {"sequence_length": 8}, "train": {"batch": 4}}]
+    data = {"manifest": subject.dataset.manifest, "sequence_length": 16}
+    values = {"name": "phased", "model": asdict(subject.model.decoder.config), "train": {"batch": 8, "phases": phases}}
+    run = build_config({**values, "data": data})
+    phased = replace(subject, trained=Trained(phases_of(run), (0, 16), 28))
+    (first, a), (second, b) = read_in_training(phased, phased.trained, BigramConfig())
+    assert (a.tolist(), b.tolist()) == ([*range(16)], [*range(16, 28)])
+    plain = TokenStream(subject.manifest(), "train", subject.dataset, SEED)
+    anew = TokenStream(subject.manifest(), "train", replace(subject.dataset, sequence_length=8), source_key(SEED, "phase 1"))
+    assert (first.rows(a).labels == plain.rows(a).labels).all()
+    assert (second.rows(b).labels == anew.rows(b - 16).labels).all()
+    fitted = bigram(phased, BigramConfig()).details["fitted_on"]
+    both = [(plain, distinct(plain, a)), (anew, distinct(anew, b - 16))]
+    assert fitted["pairs"] == sum((stream.rows(rows).labels >= 0).sum() for stream, rows in both)
+    assert (fitted["of"], fitted["sequences"]) == (28, sum(len(rows) for _, rows in both))
+    for wanted in (10, 20, 40):
+        parts = read_in_training(phased, phased.trained, BigramConfig(sequences=wanted))
+        assert [len(rows) for _, rows in parts] == [min(wanted, 16), max(0, wanted - 16)]
+    gone = build_config({**values, "data": {**data, "manifest": "gone"}})
+    lost = Trained([phases_of(gone)[0], phased.trained.phases[1]], (0, 16), 28)
+    with pytest.raises(DataError, match=r"train.phases\[0\]: .*gone"):
+        bigram(replace(phased, trained=lost), BigramConfig())

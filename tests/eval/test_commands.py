@@ -17,6 +17,7 @@ from launch import describe, generate
 from llm.cost import model_cost
 from llm.errors import DataError
 from llm.model import Decoder
+from llm.ops import kernels
 from llm.train import checkpoint_files as files
 from llm.train.world import World
 from tests.eval.writing import BATCH, STEPS, WINDOW, small_config, write_run
@@ -148,6 +149,21 @@ def test_generated_text_begins_with_the_prompt(run, capsys):
     said = capsys.readouterr().out
     assert said.startswith("a bright cold")
     assert said[: len(said) // 2] == said[len(said) // 2 :]
+
+
+def test_kernels_are_those_of_the_command_or_the_run(run, monkeypatch, capsys):
+    monkeypatch.setattr(report, "write_pictures", lambda *_: [])
+    words = ["--model", str(run), "--device", "cpu", "perplexity", "max_tokens=90"]
+    for more, asked in ((["kernels.linear=torch"], "torch"), ([], "auto")):
+        assert evaluate([*words, *more]) == 0
+        assert (kernels.asked("linear"), read(run, "perplexity")["subject"].get("kernels", "")) == (asked, "".join(more))
+        assert generate.main([str(run), "--device", "cpu", "--tokens", "1", *more, "--prompt", "a"]) == 0
+        assert kernels.asked("linear") == asked
+    assert evaluate([*words, "kernels.linear=fla"]) == 2
+    assert "kernels.linear (fla) runs on CUDA devices" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        generate.main([str(run), "--prompt", "a", "bright day"])
+    assert "unrecognized arguments: bright day" in capsys.readouterr().err
 
 
 def test_described_layers_add_up(run):

@@ -1,6 +1,7 @@
 """`eval/run.py scaling`: from a table or a folder of runs to a report; what is wrong with a table is named by its line."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ from eval.scaling.run_folders import FolderConfig, read_runs
 from eval.scaling.table import as_runs, read_table
 from llm.config import to_yaml
 from llm.cost import model_cost
+from llm.data import Manifest
 from llm.errors import ConfigError, DataError
 from llm.train.config import load_config
+from llm.train.distill import DistillConfig
 
 QUICK = ["fit.starts=40", "resamples=100"]
 
@@ -147,7 +150,7 @@ def test_errors_are_a_sentence_and_a_status(tmp_path, capsys):
     assert "evaluates a model" in capsys.readouterr().err
 
 
-def test_a_folder_of_runs_is_a_table(tmp_path):
+def test_a_folder_of_runs_is_a_table(tmp_path, subject):
     """FLOPs are three forwards of the config's, mixers and all; runs that did not end are left out and named."""
     for name, steps, done in (("a", 20, 20), ("b", 40, 40), ("cut", 40, 20)):
         config = load_config(["configs/exp/tiny.yaml", f"name={name}", f"runs={tmp_path}", f"train.steps={steps}"])
@@ -158,6 +161,7 @@ def test_a_folder_of_runs_is_a_table(tmp_path):
         first = {"step": done // 2, "tokens": done * 256, "loss": 4.0, "seconds_per_step": 27.0}
         (folder / "metrics.jsonl").write_text(json.dumps(first) + "\n" + json.dumps({"step": done, **last}) + "\n")
     rows, left_out = read_runs(tmp_path, FolderConfig(accelerators=4))
+    dataset = subject.manifest().root
     runs, cost = as_runs(rows), model_cost(config.model, 64)
     assert left_out == [f"{tmp_path / 'cut'} is left out: it ended at step 20 of 40"]
     assert runs.params.tolist() == [cost.parameters] * 2
@@ -173,6 +177,22 @@ def test_a_folder_of_runs_is_a_table(tmp_path):
     assert len(both) == 2
     with pytest.raises(DataError, match=r"holds no finished run \(no folder in it has a config\.yaml\)"):
         read_runs(tmp_path / "a", FolderConfig())
+    plain = (tmp_path / "a" / "config.yaml").read_text()
+    # another context is other FLOPs, for as many tokens as the phase has; of a dataset no more is unique than it holds
+    long = "{steps: 10, data: {sequence_length: 128, manifest: FOLDER}, train: {batch: 4}}".replace("FOLDER", str(dataset))
+    phased = load_config(["configs/exp/tiny.yaml", "name=a", f"train.phases=[{{steps: 10}},{long}]"])
+    (tmp_path / "a" / "config.yaml").write_text(to_yaml(phased))
+    row, *_ = read_runs(tmp_path, FolderConfig())[0]
+    per_step = phased.train.batch * 64
+    assert (row["tokens"], row["params"]) == (10 * per_step + 10 * 512, cost.parameters)
+    assert row["flops"] == pytest.approx(3 * (10 * per_step * cost.flops + 10 * 512 * model_cost(phased.model, 128).flops))
+    held = sum(shard.tokens for shard in Manifest.load(dataset).shards if shard.split == "train")
+    assert 0 < held < 10 * 512
+    assert row["unique"] == 10 * per_step + held
+    taught = replace(phased, train=replace(phased.train, distill=DistillConfig("nobody")))
+    (tmp_path / "a" / "config.yaml").write_text(to_yaml(taught))
+    assert "nobody) holds no model" in read_runs(tmp_path, FolderConfig())[1][0]
+    (tmp_path / "a" / "config.yaml").write_text(plain)
     text = (tmp_path / "b" / "config.yaml").read_text()
     (tmp_path / "b" / "config.yaml").write_text(text.replace("data/stdlib", "data/others"))
     assert "several datasets (data/others, data/stdlib)" in read_runs(tmp_path, FolderConfig())[1][-1]

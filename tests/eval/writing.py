@@ -33,7 +33,8 @@ def write_run(run: Path, config: RunConfig, tokenizer: bytes) -> Path:
     (run / files.CONFIG).write_text(to_yaml(config))
     (checkpoint / files.CONFIG).write_text(to_yaml(config))
     (checkpoint / files.TOKENIZER).write_bytes(tokenizer)
-    (checkpoint / files.PROGRESS).write_text(json.dumps({"step": STEPS, "tokens": STEPS * BATCH * WINDOW, "data": {}}))
+    progress = {"step": STEPS, "tokens": STEPS * BATCH * WINDOW, "data": {"consumed": STEPS * BATCH}}
+    (checkpoint / files.PROGRESS).write_text(json.dumps(progress))
     save_file(dict(Decoder.create(config.model, seed=0).state_dict()), checkpoint / files.weights_of(0))
     names = [files.CONFIG, files.TOKENIZER, files.PROGRESS, files.weights_of(0)]
     (checkpoint / files.FILES).write_text(json.dumps(files.seal(checkpoint, names)))

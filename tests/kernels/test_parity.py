@@ -12,10 +12,10 @@ import torch
 from llm.ops import kernels, routes
 from tests.checkout import ROOT
 from tests.kernels.cases import Case, differences
-from tests.kernels.triton_cases import CASES
+from tests.kernels.triton_cases import CASES, TOKENWISE
 
 BOUNDS = {torch.float32: 2e-5, torch.float16: 4e-3}
-CALLS = [(case, documents) for case in CASES for documents in (False, True) if case.documents or not documents]
+CALLS = [(case, documents) for case in [*CASES, *TOKENWISE] for documents in (False, True) if case.documents or not documents]
 TABLE = ROOT / "docs" / "kernels.md"
 HEAD, END = "<!-- parity: written by `make test-kernels WRITE=1` -->\n", "<!-- end of parity -->\n"
 

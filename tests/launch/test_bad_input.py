@@ -74,7 +74,7 @@ def write_run(folder: Path, tokenizer: bytes) -> None:
     for path in (folder / "runs/old/config.yaml", checkpoint / files.CONFIG):
         path.write_text(to_yaml(config))
     (checkpoint / files.TOKENIZER).write_bytes(tokenizer)
-    (checkpoint / files.PROGRESS).write_text(json.dumps({"step": 9, "tokens": 99, "data": {}, "ranks": 1}))
+    (checkpoint / files.PROGRESS).write_text(json.dumps({"step": 9, "tokens": 99, "data": {"consumed": 0}, "ranks": 1}))
     save_file(dict(Decoder.create(config.model, seed=0).state_dict()), checkpoint / files.weights_of(0))
     names = [str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file()]
     (checkpoint / files.FILES).write_text(json.dumps(files.seal(checkpoint, names)))

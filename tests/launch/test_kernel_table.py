@@ -21,7 +21,25 @@ def test_a_simulated_gpu_shows_what_a_configs_layers_run(capsys):
     shown = capsys.readouterr().out
     assert "CUDA 9.0, simulated" in shown
     assert "flash-linear-attention chunk_simple_gla" in shown.partition("over packed documents")[2]
-    assert "flash-attn flash_attn_varlen_func" in shown.partition("over packed documents")[2]
+    for kernel in (
+        "flash-attn flash_attn_varlen_func",
+        "rms_norm",
+        "group_norm",
+        "apply_rotary_emb",
+        "swiglu",
+        "cross_entropy_fwd",
+    ):
+        assert kernel in shown.partition("over packed documents")[2]
+
+
+def test_titans_memories_are_shown_with_what_keeps_them_from_the_kernel(capsys):
+    layers = {"t": "heads: 2", "d": "heads: 2, depth: 2", "c": "heads: 2, variant: mac"}
+    words = [f"model.layers.{name}={{mixer: {{kind: titans, {settings}}}}}" for name, settings in layers.items()]
+    assert main(["--kernels", "sm_90", TINY, *words, "model.depth=5", "model.pattern=[t,d,c,r,a]"]) == 0
+    shown = capsys.readouterr().out.partition("over packed documents")[2]
+    assert "triton handed_on" in shown
+    assert "holds a memory of one matrix, not of 2" in shown
+    assert "context" in shown
 
 
 def test_what_was_chosen_by_hand_holds_there_too(capsys):

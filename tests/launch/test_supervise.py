@@ -132,8 +132,10 @@ def test_a_runs_folder_keeps_what_its_starts_did(tmp_path: Path) -> None:
     assert starts(tmp_path) == 5
 
 
-def test_a_runs_file_stop_ends_its_supervisor(tmp_path: Path) -> None:
-    process = supervise(tmp_path, "wait@5", run=tmp_path)
+@pytest.mark.parametrize("known", [True, False])
+def test_a_runs_file_stop_ends_its_supervisor(known: bool, tmp_path: Path) -> None:
+    """Also one that was not told which folder that is."""
+    process = supervise(tmp_path, "wait@5", **({"run": tmp_path} if known else {}))
     while not (tmp_path / "ready").exists():
         assert process.poll() is None
         time.sleep(0.05)

@@ -7,10 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launch.nodes.bad_nodes import add_bad_nodes, bad_nodes
-from launch.nodes.judge import RUN_FOLDER, judge
+from launch.nodes.check import tell
+from launch.nodes.judge import RUN_FOLDER, Finding, judge
 from launch.nodes.limits import Limits
 from launch.nodes.links import pairs
 from launch.nodes.report import Link, Report, read_reports
+from llm.train.exits import MEND, NAME, UNFIT, read_outcome
 
 LIMITS = Limits()
 
@@ -77,6 +79,23 @@ def test_what_most_nodes_have_is_none_s():
     found = judge(reports, ["n0", "n1", "n2"], LIMITS)
     assert found
     assert {finding.host for finding in found} == {None}
+
+
+def test_silence_of_most_nodes_ends_no_run_and_costs_no_node(tmp_path):
+    """A busy file system does that to all of them."""
+    hosts = ["n0", "n1", "n2", "n3"]
+    unreached = [replace(r, clock=None, links=[]) if r.host != "n0" else r for r in cluster(4)]
+    for reports in (cluster(1), unreached):
+        found = judge(reports, hosts, LIMITS)
+        assert len(found) == 3
+        assert {(finding.host, finding.passes) for finding in found} == {(None, True)}
+        assert tell(found, tmp_path) == UNFIT
+        assert read_outcome(tmp_path / NAME).status == UNFIT
+    assert bad_nodes(tmp_path) == {}
+    # what else is wrong counts beside it
+    assert tell([*found, Finding("n0", "n0: its disk")], tmp_path) == UNFIT
+    assert set(bad_nodes(tmp_path)) == {"n0"}
+    assert tell([*found, Finding(None, "the run folder is full")], tmp_path) == MEND
 
 
 def test_one_node_alone_is_at_fault_but_for_the_run_folder():

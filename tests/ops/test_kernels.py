@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_map_only
 
 from llm.docs import Docs, Stretch
 from llm.errors import ConfigError
-from llm.ops import dispatch, kernels, routes
+from llm.ops import dispatch, kernels, norm, rotary, routes, swiglu
+from llm.ops.cross_entropy import cross_entropy
 from llm.ops.kernels import Facts, KernelsConfig, Route
 from llm.train.config import load_config
 from tests.kernels import cuda_forms
@@ -140,6 +141,40 @@ def test_a_route_refuses_what_it_cannot_obey_and_says_why(route, facts, words, c
     assert kernels.choose("linear", [*rows, able], call(**facts), "auto") is able
 
 
+def chosen(op, *streams, **settings) -> str:
+    """Which kernel the only call of `op` would take on a simulated H100, or why none."""
+    with kernels.simulated((9, 0), KernelsConfig()) as calls:
+        op(*streams, **settings)
+    ((_, route, why),) = calls
+    return route.function if route else why
+
+
+half, double = torch.bfloat16, torch.float64
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: chosen(norm.rms_norm, torch.zeros(2, 8, dtype=half), torch.ones(8), 1e-6), "rms_norm"),
+        (lambda: chosen(norm.rms_norm, torch.zeros(2, 8, dtype=half), None, 1e-6), "rms_norm"),
+        (lambda: chosen(norm.rms_norm, torch.zeros(2, 8, dtype=double), None, 1e-6), "not in fp64"),
+        (lambda: chosen(norm.rms_norm, torch.zeros(1, 16385), None, 1e-6), "D=16385"),
+        (lambda: chosen(norm.head_norm, torch.zeros(1, 2, 2, 8), torch.ones(2, 8), None, 1e-6), "group_norm"),
+        (lambda: chosen(swiglu.swiglu, torch.zeros(2, 8, dtype=half), torch.zeros(2, 8, dtype=half)), "swiglu"),
+        (lambda: chosen(swiglu.swiglu, torch.zeros(2, 8, dtype=half), torch.zeros(2, 8)), "in one dtype, not in bf16 and fp32"),
+        (lambda: chosen(rotary.rotary, torch.zeros(1, 4, 2, 8, dtype=half), torch.zeros(1, 4), 1e4), "apply_rotary_emb"),
+        (lambda: chosen(rotary.rotary, torch.zeros(1, 4, 2, 512, dtype=half), torch.zeros(1, 4), 1e4), "K=512"),
+        (lambda: chosen(rotary.rotary, torch.zeros(1, 1, 1, 2).expand(8, 1 << 16, 1, 2), torch.zeros(8, 1 << 16), 1e4), "65,536"),
+        (lambda: chosen(rotary.rotary, torch.zeros(1, 4, 2, 8).double(), torch.zeros(1, 4), 1e4), "not in fp64"),
+        (lambda: chosen(cross_entropy, *torch.zeros(2, 2, 8, dtype=half), torch.tensor([0, -100]), cap=2.0), "cross_entropy_fwd"),
+        (lambda: chosen(cross_entropy, *torch.zeros(2, 2, 8, dtype=double), torch.tensor([0, -100])), "not in fp64"),
+    ],
+)
+def test_kernels_of_single_tokens_take_what_they_can(call, words):
+    """Weights that stay float32 under bf16, no weight, a cap and ignored labels are no reason to refuse."""
+    assert words in call()
+
+
 def test_the_choice_is_said_once(capsys):
     for _ in range(3):
         assert kernels.choose("linear", [PLAIN], call(sizes={"K": 128}), "auto") is PLAIN
@@ -184,6 +219,23 @@ def test_a_kernel_asked_for_by_name_is_looked_for_before_anything_starts(monkeyp
     with pytest.raises(ConfigError, match=r"is not installed: .*; or use kernels.linear=auto"):
         kernels.check(config, rows, torch.device("cuda"))
     kernels.check(KernelsConfig(linear="torch"), rows, torch.device("cuda"))
+
+
+def test_a_trained_model_runs_by_its_runs_kernels_and_by_others_on_request(monkeypatch):
+    monkeypatch.setattr(kernels, "missing", lambda route: None)
+    config, cpu, cuda = KernelsConfig(linear="torch", scan="fla"), torch.device("cpu"), torch.device("cuda")
+    for place, words, wanted in (
+        (cpu, [], ("auto", "auto")),
+        (cpu, ["kernels.linear=torch"], ("torch", "auto")),
+        (cuda, [], ("torch", "fla")),
+        (cuda, ["kernels.linear=fla"], ("fla", "fla")),
+    ):
+        routes.set_routes_of_run(config, place, words)
+        assert (kernels.asked("ssd"), kernels.asked("scan")) == wanted
+    with pytest.raises(ConfigError, match=r"kernels.linear \(fla\) runs on CUDA devices, and this run is on cpu"):
+        routes.set_routes_of_run(config, cpu, ["kernels.linear=fla"])
+    with pytest.raises(ConfigError, match=r"kernels.linar: .*Did you mean: 'linear'"):
+        routes.set_routes_of_run(config, cuda, ["kernels.linar=fla"])
 
 
 def test_every_name_of_the_config_is_a_kernels():

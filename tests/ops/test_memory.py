@@ -1,6 +1,7 @@
 """Fast weights: the definition is the paper's equations on autograd's gradient; the chunks are the definition."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -111,6 +112,16 @@ def test_no_position_is_one_document(sizes):
     for op in (naive.memory, chunk.memory, loop.memory):
         for a, b in zip(values_and_gradients(op, inputs, None), want, strict=True):
             assert error(a, b) <= 1e-12
+
+
+@DEPTHS
+@FORMS
+def test_chunks_that_hold_nothing_change_nothing(op, sizes):
+    """To the bit: how many chunks documents fall into is bounded, not counted, where counting waits for a device."""
+    inputs, position = inputs_of(3 * C, sizes), positions(3 * C, [3, 0], documents=True)
+    counted = values_and_gradients(op, inputs, position)
+    more = values_and_gradients(partial(op, chunks=9), inputs, position)
+    assert all(torch.equal(a, b) for a, b in zip(more, counted, strict=True))
 
 
 @DEPTHS

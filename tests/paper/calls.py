@@ -19,8 +19,10 @@ from llm.ops.conv.kernel import CAUSAL_CONV1D
 from llm.ops.conv.kernel import FLA as FLA_CONV
 from llm.ops.kernels import HALF
 from llm.ops.linear.kernel import CHUNK_SCAN, GLA, SIMPLE_GLA
+from llm.ops.memory.kernel import HANDED_ON
 from llm.ops.recurrent.kernel import DTYPES, FLASHRNN
 from llm.ops.scan.kernel import SELECTIVE_SCAN
+from llm.ops.tokenwise.kernel import GROUP_NORM, LOSS, LOSS_GRADIENT, RMS_NORM, ROTARY, SWIGLU
 from tests.paper.gpu import DEVICE
 
 
@@ -160,6 +162,62 @@ def block_mask(a: dict[str, Any]) -> Sequence[Tensor]:
     return [like(seen, 1)]
 
 
+def memory(a: dict[str, Any]) -> Sequence[Tensor]:
+    """llm/ops/memory/kernel_triton.py: pointers go by shapes, so everything is contiguous."""
+    (N, B, H, C, K), V = a["k"].shape, a["v"].shape[-1]
+    law(all(x.is_contiguous() for x in a.values()), "a stream is not contiguous")
+    law({x.dtype for name, x in a.items() if name != "opening"} == {torch.float32}, "all are float32")
+    law(a["opening"].dtype == torch.int32 and a["opening"].shape == (N, B), "opening")
+    law(a["v"].shape[:4] == a["step"].shape == a["to_weights"].shape == a["to_momentum"].shape == (N, B, H, C), "of tokens")
+    law(all(a[name].shape == (N, B, H) for name in ("keeps", "enters", "fades")), "of chunks")
+    matrices = [a[name] for name in ("initial", "start", "weights", "momentum")]
+    law(all(x.shape == (B, H, K, V) for x in matrices), "matrices")
+    before = [like(a["start"], N, B, H, K, V) for _ in range(2)]
+    return [*before, like(a["v"]), *(like(a["start"]) for _ in range(3))]
+
+
+def norm(a: dict[str, Any]) -> Sequence[Tensor]:
+    """fla/modules/norm/layernorm.py, `layer_norm_fwd`: rows of at most 64 KiB; weights of all groups in one row."""
+    x, weight, bias = a["x"], a["weight"], a["bias"]
+    law(weight is None or weight.shape == x.shape[-1:], f"weight {None if weight is None else tuple(weight.shape)}")
+    law(bias is None or bias.shape == x.shape[-1:], "bias")
+    law(x.shape[-1] % a.get("num_groups", 1) == 0 and x.shape[-1] // a.get("num_groups", 1) * x.itemsize <= 65536, "width")
+    law(a["residual"] is None and a["prenorm"] is False and isinstance(a["eps"], float), "residual, or no eps")
+    return [torch.empty_like(x, memory_format=torch.contiguous_format)]
+
+
+def swiglu(a: dict[str, Any]) -> Sequence[Tensor]:
+    """fla/modules/activations/ops.py, `swiglu_fwd`: strided rows are read as they are."""
+    gate, x = a["args"]
+    law(gate.shape == x.shape and gate.dtype == x.dtype, f"{tuple(gate.shape)} {gate.dtype}, {tuple(x.shape)} {x.dtype}")
+    return [torch.empty_like(gate, memory_format=torch.contiguous_format)]
+
+
+def loss(a: dict[str, Any]) -> Sequence[Tensor]:
+    """fla/modules/fused_cross_entropy/ops.py, `cross_entropy_fwd`."""
+    logits, target = a["logits"], a["target"]
+    law(logits.ndim == 2 and logits.stride(-1) == 1 and target.shape == logits.shape[:1], "logits")
+    law(target.dtype == torch.int64 and a["label_smoothing"] == a["lse_square_scale"] == 0, "labels, or a sum with z-loss")
+    return [like(logits, len(logits), dtype=torch.float32) for _ in range(3)]
+
+
+def loss_gradient(a: dict[str, Any]) -> Sequence[Tensor]:
+    """`cross_entropy_bwd` there."""
+    logits, lse, dloss = a["logits"], a["lse"], a["dloss"]
+    law(logits.stride(-1) == 1 and a["inplace_backward"] is True, "logits")
+    law(lse.shape == dloss.shape == logits.shape[:1] and lse.dtype == dloss.dtype == torch.float32, "log-sums")
+    return [like(logits)]
+
+
+def rotary(a: dict[str, Any]) -> Sequence[Tensor]:
+    """flash_attn/ops/triton/rotary.py, `apply_rotary`: a line of the table for each token."""
+    x, cos, sin = a["x"], a["cos"], a["sin"]
+    law(cos.shape == sin.shape and cos.dtype == sin.dtype == torch.float32 and cos.is_contiguous(), "table")
+    law(x.ndim == 4 and x.shape[:2] == (1, len(cos)) and 2 * cos.shape[1] <= x.shape[3] <= 256, "x")
+    law((a["interleaved"], a["inplace"], a["seqlen_offsets"], a["cu_seqlens"]) == (False, False, 0, None), "settings")
+    return [torch.empty_like(x)]
+
+
 LAWS: dict[str, Callable[[dict[str, Any]], Sequence[Tensor]]] = {
     FLASH: flash,
     VARLEN: flash,
@@ -170,11 +228,18 @@ LAWS: dict[str, Callable[[dict[str, Any]], Sequence[Tensor]]] = {
     FLA_CONV: fla_conv,
     SELECTIVE_SCAN: selective_scan,
     FLASHRNN: flashrnn,
+    HANDED_ON: memory,
     FLEX: flex,
     BLOCK_MASK: block_mask,
+    RMS_NORM: norm,
+    GROUP_NORM: norm,
+    SWIGLU: swiglu,
+    LOSS: loss,
+    LOSS_GRADIENT: loss_gradient,
+    ROTARY: rotary,
 }
 # these return one tensor, and this one y and a state that is not asked for
-ALONE = (FLASH, VARLEN, CAUSAL_CONV1D, SELECTIVE_SCAN, FLEX, BLOCK_MASK)
+ALONE = (FLASH, VARLEN, CAUSAL_CONV1D, SELECTIVE_SCAN, FLEX, BLOCK_MASK, RMS_NORM, GROUP_NORM, SWIGLU, LOSS_GRADIENT, ROTARY)
 
 
 def recorder(name: str, seen: dict[str, int]) -> Callable[..., Any]:

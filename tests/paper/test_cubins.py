@@ -18,15 +18,21 @@ from tests.kernels.cases import (
     conv_streams,
     elementwise_streams,
     gradients,
+    head_norm_streams,
     leaves_of,
     linear_streams,
+    memory_streams,
     mlstm_streams,
+    norm_streams,
     recurrent_streams,
+    rotary_streams,
     run,
     ssd_streams,
     stretch,
+    swiglu_streams,
 )
 from tests.kernels.interpreter import device
+from tests.kernels.triton_cases import NORM, PINNED, loss_of, tokenwise
 from tests.paper.ahead import SHARED, Cubin, compiling
 
 ARCHITECTURE = int(os.environ["GPU_PAPER"])
@@ -54,7 +60,7 @@ def _calls() -> Iterator[Call]:
     for decay, sizes in WIDE.items():
         for K, V in sizes:
             yield Call(case(f"{decay} decay, K={K}, V={V}", "linear", "fla", linear_streams(decay, K, V)))
-    for K, V in [(64, 64), (128, 128), (256, 256)]:
+    for K, V in [(64, 64), (128, 128), (256, 256), (256, 512)]:
         yield Call(case(f"mLSTM, K={K}, V={V}", "mlstm", "fla", lambda T, K=K, V=V: mlstm_streams(T, K, V), {"scale": K**-0.5}))
     one = case("per head decay, K=128, V=128", "linear", "fla", linear_streams("per head", 128, 128))
     yield Call(one, documents=False)
@@ -64,6 +70,9 @@ def _calls() -> Iterator[Call]:
         streams = lambda T, K=K, V=V: mlstm_streams(T, K, V)  # noqa: E731
         inference = case(f"mLSTM, K={K}, V={V}", "mlstm", "mlstm_kernels", streams, {"scale": K**-0.5}, gradient=False)
         yield Call(inference, documents=False)
+    for K in (64, 128, 256):
+        streams = lambda T, K=K: memory_streams(T, K, K, 64)  # noqa: E731
+        yield Call(case(f"Titans, K={K}, V={K}", "memory", "triton", streams, {"chunk": 64}))
     yield Call(case("elementwise, D=16", "elementwise", "fla", elementwise_streams, exact=("decay", "state")))
     for documents in (True, False):
         yield Call(case("convolution, D=2048, W=4", "conv", "fla", lambda T: conv_streams(T, 2048)), documents)
@@ -72,6 +81,22 @@ def _calls() -> Iterator[Call]:
         yield Call(
             case(f"{cell}, V={V}", "recurrent", "flashrnn", streams, {"cell": cell}, tokens=16, state_gradient=cell == "lstm")
         )
+    for width in (2048, 4096, 8192):
+        yield alone(f"RMSNorm, D={width}", "norm", "fla", norm_streams(width), NORM, exact=PINNED, tokens=TOKENS)
+    yield alone("RMSNorm, D=128", "norm", "fla", norm_streams(128), NORM, exact=PINNED, tokens=TOKENS)
+    for V in (128, 512, 1024):
+        yield alone(f"norm of heads, V={V}", "head norm", "fla", head_norm_streams(True, V), NORM, exact=PINNED, tokens=TOKENS)
+    for K in (64, 128, 256):
+        yield alone(f"rotary, K={K}", "rotary", "flash", rotary_streams(K), {"theta": 10000.0}, tokens=TOKENS)
+    yield alone("SwiGLU, F=5504", "swiglu", "fla", lambda T: swiglu_streams(T, 5504), tokens=TOKENS)
+    for Z, cap in [(50304, None), (50304, 30.0), (128256, None), (128256, 30.0)]:
+        yield Call(
+            loss_of(f"cross-entropy, Z={Z}{', cap' * (cap is not None)}", Z, tokens=32, cap=cap, z_loss=1e-4), documents=False
+        )
+
+
+def alone(*words, **settings) -> Call:
+    return Call(tokenwise(*words, **settings), documents=False)
 
 
 CALLS = list(_calls())

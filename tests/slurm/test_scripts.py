@@ -1,5 +1,6 @@
 """What sbatch gets: the shipped sites' options and settings, as they were agreed, above scripts that shellcheck has read."""
 
+import os
 import re
 import subprocess
 import sys
@@ -65,6 +66,26 @@ def test_shellcheck_finds_nothing(tmp_path: Path) -> None:
 def test_scripts_know_no_home() -> None:
     for path in [*(ROOT / "slurm").glob("*.sbatch"), *(configs_root() / "slurm").glob("*.yaml")]:
         assert not re.search(r"\$HOME|~/|/home/|/root", path.read_text()), path
+
+
+@pytest.mark.slow
+@pytest.mark.multirank
+@pytest.mark.timeout(200)
+def test_a_step_that_is_never_made_is_not_waited_for(tmp_path: Path) -> None:
+    """As SLURM's commands, these: none but the ranks' `srun` does anything, and it waits for ever."""
+    commands = {"srun": "[[ $* == *--overlap* ]] || exec sleep 600", "squeue": "exit 0", "scontrol": "echo n1", "scancel": "exit 0"}
+    for name, line in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    words = [f"slurm.python={sys.executable}", "slurm.health.seconds=0", "slurm.start_minutes=0.05", "slurm.max_restarts=1"]
+    script = render(load_site("plain", words), JobFolder(tmp_path / "run"), PRETRAIN, tmp_path)
+    script = script.replace(f"CODE={tmp_path}/run/code", f"CODE={ROOT}")
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    job = {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "n1", "SLURM_JOB_NAME": "run", "USER": "user", "PATH": path}
+    done = subprocess.run(["bash"], input=script, env=os.environ | job, capture_output=True, text=True, timeout=180, check=False)
+    assert "hung: no rank began to train within 0.05 minutes" in done.stderr
+    assert "given up" in done.stderr
+    assert done.returncode not in (0, 1), done.stderr
 
 
 @pytest.mark.parametrize(

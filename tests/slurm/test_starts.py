@@ -91,10 +91,33 @@ def test_a_job_that_saved_nothing_is_the_last(run: Run) -> None:
 
 
 def test_preemption_before_a_checkpoint_is_no_failure(run: Run) -> None:
-    for requeues in range(4):
+    for requeues in range(20):
         start = run.begin(requeues=requeues)
         # ended by the signal while it imports, with nothing told
         assert end(run.folder, start, 143, "TERM", Place("7", "n1", requeues), LIMITS).word is Word.LATER
+
+
+def test_nodes_that_are_not_fit_are_no_failures_of_the_run(run: Run) -> None:
+    """Nor do they hide the run's own, which count together."""
+    words = []
+    for requeues in range(20):
+        words.append(run.start(UNFIT, requeues=requeues).word)
+        if requeues in (5, 10):
+            words.append(run.start(None, 40, requeues=requeues).word)
+    assert words == [*[Word.LATER] * 6, Word.AGAIN, *[Word.LATER] * 5, Word.AGAIN, *[Word.LATER] * 9]
+    assert run.start(None, 40, requeues=20).word is Word.STOP
+
+
+def test_a_start_that_never_trained_is_not_blamed_for_where_others_are(run: Run) -> None:
+    """Beside a run under way there are its heartbeats, which are none of this start's."""
+    for step in (12, 30):
+        start = run.begin()
+        run.tell(start, None, step, None)
+        told = Outcome(1, 0, "another start trains it", str(run.folder.path), trained=False)
+        (run.folder.logs / start / "outcome.json").write_text(json.dumps(told.__dict__))
+        end(run.folder, start, 1, None, Place("7"), LIMITS)
+    lines = read_lines(run.folder.starts)
+    assert [(line["status"], line["at"], line["sentence"]) for line in lines] == [(1, None, "another start trains it")] * 2
 
 
 def test_crashes_at_one_step_end_it(run: Run) -> None:

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from launch.sweeps.folder import Sweep
 from llm.config import to_yaml
 from llm.data import Manifest
 from llm.errors import ConfigError
+from llm.train import owner
 from llm.train.run_folder import RunFolder
 from llm.train.start import plan
 from tests.slurm.runs import SITE
@@ -135,6 +136,104 @@ def test_evaluations_and_datasets_are_jobs_too(words, queue, tmp_path, capsys) -
     script = (tmp_path / "runs" / "data-stdlib" / "data_prep.sbatch").read_text()
     assert "WORDS=(configs/data/stdlib.yaml)" in script
     assert "gpu" not in script.partition("#----")[0]
+
+
+def test_a_datasets_job_runs_the_program_of_its_submission_and_has_a_status(words, queue, tmp_path, monkeypatch, capsys) -> None:
+    given, folder = ["data", "configs/data/stdlib.yaml", "--site", "site.yaml"], JobFolder(tmp_path / "runs" / "data-stdlib")
+    assert said(capsys, *given)[0] == 0
+    (folder.code / "mark").touch()
+    assert said(capsys, *given)[0] == 0
+    assert not (folder.code / "mark").exists()
+    (folder.logs / "2.out").write_text("prepared\n")
+    status, told, _ = said(capsys, "status", "runs/data-stdlib")
+    assert status == 0
+    assert "none in the queue" in told
+    assert "checkpoint" not in told
+    assert said(capsys, "logs", "runs/data-stdlib")[0] == 0
+    monkeypatch.setattr(slurm, "queued", lambda name: [slurm.Queued("2", "RUNNING", "1:00", "n1")])
+    told = said(capsys, "status", "runs/data-stdlib")[1]
+    assert "data_prep running, 1:00 left, n1" in " ".join(told.split())
+    status, _, told = said(capsys, *given)
+    assert status == 2
+    assert "is in the queue already (job 2, RUNNING); wait for its end, as its program would change" in told
+    assert said(capsys, "resume", "runs/data-stdlib")[0] == 2
+
+
+def test_an_evaluation_runs_the_program_that_trained(words, queue, tmp_path, capsys) -> None:
+    """Or today's, where no job did."""
+    run = RunFolder(tmp_path / "runs" / "tiny")
+    submit(words, load_site("site.yaml"))
+    for mark, kept in ((JobFolder(run.path).code / "mark", True), (JobFolder(run.path).code / "other", False)):
+        mark.touch()
+        assert said(capsys, "eval", "runs/tiny", "bigram")[0] == 0
+        assert mark.exists() == kept
+        JobFolder(run.path).script("pretrain").unlink(missing_ok=True)
+
+
+def test_later_commands_work_where_the_run_was_submitted(words, queue, manifest, tmp_path, monkeypatch, capsys) -> None:
+    """Relative paths of its config begin there."""
+    (tmp_path / "data").symlink_to(manifest.root)
+    assert said(capsys, "--site", "site.yaml", *words, "data.manifest=data", "slurm.gpus_per_node=1")[0] == 0
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    for verb, script in ((["resume", "../runs/tiny", "train.steps=30"], "pretrain"), (["eval", "../runs/tiny", "bigram"], "eval")):
+        status, _, told = said(capsys, *verb)
+        assert status == 0, told
+        assert f"#SBATCH --chdir={tmp_path}\n" in JobFolder(tmp_path / "runs" / "tiny").script(script).read_text()
+    assert Path.cwd() == elsewhere
+    # a copy of the run on another machine
+    jobs = tmp_path / "runs" / "tiny" / "jobs.jsonl"
+    jobs.write_text(jobs.read_text().replace(str(tmp_path), "/nowhere"))
+    assert JobFolder(tmp_path / "runs" / "tiny").workplace == elsewhere
+
+
+def test_a_run_that_is_trained_outside_of_the_queue_is_not_submitted(words, queue, tmp_path, monkeypatch, capsys) -> None:
+    run = tmp_path / "runs" / "tiny"
+    # a process that lives, and renews nothing
+    monkeypatch.setattr(owner, "OVER", 0.1)
+    run.mkdir(parents=True)
+    (run / owner.NAME).write_text(
+        json.dumps(asdict(replace(owner.Owner.this(run), pid=os.getppid(), began=owner.began(os.getppid()))))
+    )
+    status, _, told = said(capsys, "--site", "site.yaml", *words, "slurm.gpus_per_node=1")
+    assert status == 1
+    assert f"runs/tiny is being trained by process {os.getppid()} on " in told
+    assert [path.name for path in run.iterdir()] == [owner.NAME]
+
+
+@pytest.mark.parametrize("place", ["a=b", "a,b", "a b", "a|b"])
+def test_names_that_are_lists_or_settings_elsewhere_work(place: str, words, queue, tmp_path, monkeypatch, capsys) -> None:
+    # `=` is for folders above alone
+    name = place.replace("=", "+")
+    there = [*words, f"runs={tmp_path}/{place}", f"name={name}"]
+    assert said(capsys, "--site", "site.yaml", *there, "slurm.gpus_per_node=1")[0] == 0
+    run = f"{tmp_path}/{place}/{name}"
+    for verb in (["status", run], ["resume", run, "train.steps=30"], ["eval", run, "bigram"], ["cancel", run]):
+        status, _, told = said(capsys, *verb)
+        assert status == 0, told
+    assert plan([run])[0].name == name
+    asked = [word for command in queue if command[0] == "squeue" for word in command if word.startswith("--name=")]
+    assert asked
+    assert not [name for name in asked if "," in name or "|" in name]
+
+
+def test_a_pattern_of_slurms_is_no_name(words, queue, tmp_path, capsys) -> None:
+    for word in ("name=a%j", f"runs={tmp_path}/50%"):
+        status, _, told = said(capsys, "--site", "site.yaml", *words, word, "slurm.gpus_per_node=1")
+        assert status == 2
+        assert "SLURM reads '%' in a file's name as a pattern; choose another name=" in told
+    assert [path.name for path in tmp_path.iterdir()] == ["site.yaml"]
+    assert queue == []
+
+
+def test_evaluations_during_training_are_looked_at_before_it_is_queued(words, queue, capsys) -> None:
+    for tasks, sentence in (("perplexty", "task (perplexty) is unknown; did you mean 'perplexity'?"), ("lm_eval", "lm_eval")):
+        more = ["train.evaluate.every=5", f"train.evaluate.tasks=[{tasks}]", "slurm.gpus_per_node=1"]
+        status, _, told = said(capsys, "--site", "site.yaml", *words, *more)
+        assert status == 2
+        assert sentence in told
+    assert queue == []
 
 
 def test_a_run_in_the_queue_is_not_submitted_twice(words, queue, monkeypatch, capsys) -> None:

@@ -9,8 +9,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from launch import describe
+from llm import cost
 from llm.config import build
 from llm.data import Manifest
 from llm.docs import Docs
@@ -20,7 +22,7 @@ from llm.testing import run_ranks
 from llm.train.config import load_config
 from llm.train.distill import Distillation, DistillConfig, relative_error
 from llm.train.load import load_model
-from llm.train.teacher import check_teacher, teacher_config
+from llm.train.teacher import check_teacher, flops_per_token, teacher_config
 from tests.eval.writing import small_config, write_run
 from tests.train.conftest import TRAIN, VOCABULARY
 from tests.train.test_resume import records, start
@@ -109,6 +111,26 @@ def test_the_student_is_fed_what_the_teacher_is_fed() -> None:
     errors = ((found - wanted).norm(dim=-1) / wanted.norm(dim=-1)) ** 2
     torch.testing.assert_close(relative_error(found, wanted), errors)
     torch.testing.assert_close(distillation.loss(decoder, tokens, labels, docs, None), errors.sum() - errors[0, 5])
+
+
+@pytest.mark.parametrize("match", ["mixers", "logits"])
+def test_flops_are_the_teachers_too(match: str, tmp_path: Path) -> None:
+    """Against a count of all products, forward and backward, but for those of attention, which counters see whole."""
+    student = model_config(ATTENTION, ATTENTION | {"kv_heads": 4}, ATTENTION)
+    distill = DistillConfig(str(folder_of(tmp_path / "teacher", TEACHER)), match)  # type: ignore[arg-type]
+    decoder, distillation = Decoder.create(student, seed=1), Distillation(distill, Decoder.create(TEACHER, seed=1), student)
+    config = small_config(student)
+    config = replace(config, train=replace(config.train, distill=distill))
+    tokens, labels, _ = batch([0], config.data.sequence_length)
+    aten = torch.ops.aten
+    none = (aten._scaled_dot_product_flash_attention_for_cpu, aten._scaled_dot_product_flash_attention_for_cpu_backward)
+    with FlopCounterMode(display=False, custom_mapping=dict.fromkeys(none, lambda *_, **__: 0)) as counter:
+        distillation.loss(decoder, tokens, labels, None, None).backward()
+    pairs, head = cost.attention(4, 8, 8, tokens.numel(), None).flops, cost.projection(32, VOCABULARY).flops
+    # three of the student's layers learn or one, beside three of the teacher's or two; logits are made again, which is not progress
+    attention, again = (9 + 3) * pairs if match == "logits" else (3 + 2) * pairs, 2 * head if match == "logits" else 0.0
+    counted = counter.get_total_flops() / tokens.numel()
+    assert flops_per_token(config) == pytest.approx(counted + attention - again, rel=1e-9)
 
 
 @pytest.fixture

@@ -1,11 +1,14 @@
 """What is refused of phases before a process group starts, what they count and the rates they have; all without a run."""
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from launch import describe
 from llm.data import DOCUMENT_TOKEN, Manifest, TokenStream
@@ -15,7 +18,8 @@ from llm.train.config import load_config
 from llm.train.phases import Phase, check_phases, manifests_of, phase_after, phases_of, start_of, stream_of
 from llm.train.run_folder import RunFolder, differences_until
 from llm.train.schedule import ScheduleConfig, learning_rate
-from llm.train.start import check_sources, plan
+from llm.train.start import check_sources, looked_at, plan
+from llm.train.world import World
 from tests.train.conftest import MODEL, TRAIN, write_dataset
 
 Words = Callable[..., list[str]]
@@ -107,11 +111,55 @@ def test_all_steps_are_those_of_the_phases(words: Words) -> None:
     assert [phase.of for phase in checked(words("train.steps=3", "train.schedule.warmup=0"))] == [1]
 
 
-def test_a_phase_that_is_over_need_not_fit_the_ranks(words: Words) -> None:
+def test_a_phase_that_is_over_need_not_fit_the_ranks(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
     phases = words("train.phases=[{steps: 10, train: {batch: 2}},{steps: 10}]")
     checked(phases, ranks=4, step=10)
     with pytest.raises(ConfigError, match=r"train.phases\[0\]: train.batch \(2\)"):
         checked(phases, ranks=4, step=9)
+    # nor on ranks that look at no dataset
+    monkeypatch.setattr(World, "first_of_node", False)
+    config = load_config(phases)
+    folder, third = RunFolder.of(config), World(3, 4, torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"train.batch \(2\)"):
+        looked_at(phases_of(config), folder, third)
+    (folder.checkpoints / "step-10").mkdir(parents=True)
+    assert looked_at(phases_of(config), folder, third) is None
+
+
+def test_a_phase_that_is_over_does_not_ask_for_its_dataset(words: Words, manifest: Manifest, tmp_path: Path) -> None:
+    gone = write_dataset(tmp_path / "gone", ["text"]).root
+    phases = phases_of(load_config(words(f"train.phases=[{{steps: 10, data: {{manifest: {gone}}}}},{{steps: 10}}]")))
+    tokenizer = tmp_path / "tokenizer.json"
+    tokenizer.write_bytes(manifest.tokenizer_path.read_bytes())
+    for step in (4, 10):
+        (tmp_path / f"step-{step}").mkdir()
+        data = {**stream_of(phases, 0, Manifest.load(gone), (0,)).identity(), "consumed": 8 * step}
+        progress = {"step": step, "phase": 0, "began": [0], "data": data}
+        (tmp_path / f"step-{step}" / "progress.json").write_text(json.dumps(progress))
+    shutil.rmtree(gone)
+    with pytest.raises(DataError, match="gone"):
+        manifests_of(phases, 9)
+    none, there = manifests = manifests_of(phases, 10)
+    assert none is None
+    assert there is not None
+    check_phases(phases, 1, manifests, 10, tokenizer)
+    start = start_of(phases, manifests, tmp_path / "step-10")
+    assert (start.phase.number, start.began, start.same_states) == (1, (0, 80), False)
+    assert start.stream.identity() == stream_of(phases, 1, manifest, (0, 80)).identity()
+    with pytest.raises(DataError, match=r"train.phases\[0\]: data.manifest .* is gone, and the newest whole checkpoint is"):
+        start_of(phases, manifests, tmp_path / "step-4")
+    # of another tokenizer, or none to compare with
+    tokenizer.write_text("{}")
+    with pytest.raises(DataError, match=r"must have the tokenizer of the first phase"):
+        check_phases(phases, 1, manifests, 10, tokenizer)
+    tokenizer.unlink()
+    with pytest.raises(DataError, match=r"tokenizer.json; copy it from a checkpoint"):
+        check_phases(phases, 1, manifests, 10, tokenizer)
+    # asked for again, by a phase ahead
+    between = f"{{steps: 10, data: {{manifest: {manifest.root}}}}}"
+    again = phases_of(load_config(words(f"data.manifest={gone}", f"train.phases=[{{steps: 10}},{between},{{steps: 9}}]")))
+    with pytest.raises(DataError, match=r"train.phases\[2\]: .*gone"):
+        manifests_of(again, 15)
 
 
 def test_tokenizers_must_be_one(words: Words, tmp_path: Path) -> None:
@@ -126,8 +174,8 @@ def test_tokenizers_must_be_one(words: Words, tmp_path: Path) -> None:
 def test_a_cut_that_comes_again_goes_on_where_it_ended(words: Words, manifest: Manifest) -> None:
     other = "{steps: 10, data: {sequence_length: 64}, train: {batch: 2}}"
     phases = checked(words(f"train.phases=[{{steps: 10}},{other},{{steps: 10}}]"))
-    began, manifests = (0, 80, 100), [manifest] * 3
-    first, second, third = (stream_of(phases, k, manifests, began) for k in range(3))
+    began = (0, 80, 100)
+    first, second, third = (stream_of(phases, k, manifest, began) for k in range(3))
     plain = TokenStream(manifest, "train", phases[0].config.data, 0)
     assert first.identity() == third.identity() == plain.identity()
     assert (third.rows(np.arange(100, 180)).labels == plain.rows(np.arange(80, 160)).labels).all()

@@ -3,21 +3,26 @@
 import gc
 import json
 import os
+import shutil
 import signal
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from eval.bigram import BigramConfig, read_in_training
+from eval.find import Reading, find_model
 from llm.data import Batches, Manifest
 from llm.testing import run_ranks
 from llm.train import checkpoint_files as files
 from llm.train.load import load_model
 from llm.train.run_folder import RunFolder
-from tests.train.conftest import MODEL, TRAIN, VOCABULARY
+from llm.train.world import World
+from tests.train.conftest import MODEL, TRAIN, VOCABULARY, write_dataset
 from tests.train.test_carried import WINDOWED
 from tests.train.test_resume import records, start, stop_after
 
@@ -118,6 +123,17 @@ def starts(rank: int, words: list[str], runs: Path) -> dict[str, Any]:
     point = f"branch_from={runs / 'whole/checkpoints/step-8'}"
     said["branch"] = start([*words, other, "parallel.zero=2", "name=branch", point])
     said["other past"] = start([*words, PHASES.replace("code: 3", "code: 2"), "name=no", point])
+    # a dataset that no later phase reads is gone when the run goes on, at the border and behind it
+    gone = write_dataset(runs / "gone", ["text"]).root
+    settings = [*words, f"train.phases=[{{steps: 3, data: {{manifest: {gone}}}}},{{steps: 3}}]", "train.checkpoint_every=1"]
+    said["kept"] = start([*settings, "name=kept"])
+    stop_after(3)
+    said["border"] = start([*settings, "name=moved"])
+    shutil.rmtree(gone)
+    stop_after(4)
+    said["behind"] = start([str(runs / "moved")])
+    Batches.__next__ = TAKE  # type: ignore[method-assign]
+    said["end"] = start([str(runs / "moved")])
     return said
 
 
@@ -134,12 +150,19 @@ def test_borders_change_nothing_but_what_they_say(words: Words, tmp_path: Path) 
     runs = tmp_path / "runs"
     (said,) = run_ranks(starts, 1, words(), runs, timeout=250)
     assert [said[name] for name in ("whole", "stopped", "cut", "branch")] == ["step 16", "step 6", "step 16", "step 20"]
+    assert [said[name] for name in ("kept", "border", "behind", "end")] == ["step 6", "step 3", "step 4", "step 6"]
+    assert records(runs / "moved") == records(runs / "kept")
     assert "train.phases[1].data.mixture.code: 3.0 -> 2.0" in said["other past"]
     assert said["alive"] == [0, 0, 0]
     whole = records(runs / "whole")
     assert [record["phase"] for record in whole] == [0] * 6 + [1] * 6 + [2] * 4
     assert [whole[step - 1]["tokens"] for step in (6, 12, 16)] == [6 * 256, 12 * 256, 12 * 256 + 4 * 512]
     assert said["read"].sum() == whole[-1]["tokens"]
+    subject = find_model(str(runs / "whole")).load(World(0, 1, torch.device("cpu")), Reading(torch.device("cpu")))
+    assert subject.trained is not None
+    labels = [stream.rows(rows).labels.ravel() for stream, rows in read_in_training(subject, subject.trained, BigramConfig())]
+    found = torch.from_numpy(np.concatenate(labels))
+    assert torch.equal(torch.bincount(torch.where(found >= 0, found, VOCABULARY), minlength=VOCABULARY + 1), said["read"])
     kept = files.checkpoints(runs / "whole" / "checkpoints")
     assert [path.name for path in kept] == ["step-16", "step-12", "step-8", "step-6"]
     last = progress(kept[0])

@@ -10,7 +10,8 @@ from llm.data import Batch
 from llm.docs import Docs
 from llm.mixers import MIXERS
 from llm.testing import run_ranks
-from llm.train.config import RunConfig, accumulation_of, build_config, check_ranks, micro_batch_of
+from llm.train.config import RunConfig, accumulation_of, build_config, micro_batch_of
+from llm.train.laws import check_ranks
 from llm.train.rehearsal import rehearse
 
 pytestmark = [pytest.mark.multirank, pytest.mark.timeout(600)]

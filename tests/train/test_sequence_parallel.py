@@ -7,7 +7,8 @@ import pytest
 from llm.data import Manifest
 from llm.errors import ConfigError
 from llm.testing import run_ranks
-from llm.train.config import check, load_config
+from llm.train.config import load_config
+from llm.train.laws import check
 from llm.train.metrics import read_metrics
 from llm.train.rehearsal import rehearse
 from llm.train.run_folder import RunFolder
@@ -50,6 +51,7 @@ GRIDS = {
     "zero3": ["parallel.sequence=2", "parallel.zero=3"],
     "pipelined": ["parallel.sequence=2", "parallel.mode=pipelined", "train.activation_checkpointing=true"],
     "four": ["parallel.sequence=4"],
+    "compiled": ["parallel.sequence=2", "parallel.zero=2", "train.compile_blocks=true"],
 }
 
 
@@ -59,6 +61,16 @@ def grids(rank: int, words: list[str], names: list[str]) -> list[str]:
 
 def one_rank(rank: int, words: list[str]) -> str:
     return start([*words, "name=one"])
+
+
+def same_curve(runs: Path, name: str) -> None:
+    """As of the run on one rank."""
+    for ours, theirs in zip(records(runs / name), records(runs / "one"), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=0, abs=1e-5), f"{name}, step {ours['step']}"
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4), f"{name}, step {ours['step']}"
+        assert ours.keys() == theirs.keys()
+        if "validation_loss" in ours:
+            assert ours["validation_loss"] == pytest.approx(theirs["validation_loss"], rel=0, abs=1e-5)
 
 
 @pytest.mark.multirank
@@ -72,18 +84,21 @@ def test_a_grid_draws_the_curve_of_one_rank(words, tmp_path: Path, names: list[s
         assert said == ["step 20"] * len(names)
     one = records(tmp_path / "runs/one")
     for name in names:
-        found = records(tmp_path / "runs" / name)
-        for ours, theirs in zip(found, one, strict=True):
-            assert ours["loss"] == pytest.approx(theirs["loss"], rel=0, abs=1e-5), f"{name}, step {ours['step']}"
-            assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4), f"{name}, step {ours['step']}"
-            assert ours.keys() == theirs.keys()
-            if "validation_loss" in ours:
-                assert ours["validation_loss"] == pytest.approx(theirs["validation_loss"], rel=0, abs=1e-5)
+        same_curve(tmp_path / "runs", name)
     assert one[-1]["loss"] < one[0]["loss"] - 0.01
     predicted = rehearse(load_config(words(*GRIDS[names[0]])), 4).sent
     for record in read_metrics(RunFolder(tmp_path / "runs" / names[0])):
         sent = {key.split("/")[2]: n for key, n in record.items() if key.startswith("sent/sequence/") and key.endswith("bytes")}
         assert sent == predicted, f"{names[0]}, step {record['step']}"
+
+
+@pytest.mark.slow
+@pytest.mark.multirank
+@pytest.mark.timeout(900)
+def test_compiled_blocks_draw_it_too(words, tmp_path: Path) -> None:
+    run_ranks(one_rank, 1, words(), timeout=60)
+    assert run_ranks(grids, 2, words(), ["compiled"], timeout=800) == [["step 20"]] * 2
+    same_curve(tmp_path / "runs", "compiled")
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ import torch
 from llm.config import to_yaml
 from llm.data import Manifest
 from llm.errors import CheckpointError, ConfigError, DataError
-from llm.train.config import accumulation_of, build_config, check, load_config, repeated_reductions
+from llm.train.config import accumulation_of, build_config, load_config, repeated_reductions
 from llm.train.deepspeed_config import deepspeed_config
+from llm.train.laws import check
 from llm.train.load import load_model
 from llm.train.optimizer import MuonConfig, parameter_groups
 from llm.train.precision import resolved

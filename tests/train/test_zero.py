@@ -87,6 +87,7 @@ def plain_loop(config: RunConfig) -> dict[str, Any]:
 def train_case(rank: int, config: RunConfig) -> dict[str, Any]:
     """The same steps by our engine on this rank's half of the rows."""
     from llm.train.engine import create_engine, optimizer_step
+    from llm.train.fragments import fragments
     from llm.train.schedule import learning_rate
     from llm.train.world import World
 
@@ -103,9 +104,11 @@ def train_case(rank: int, config: RunConfig) -> dict[str, Any]:
         if result.z_sum is not None:
             squares.append((world.sum(result.z_sum) / result.scored).item())
     dtypes = {name: str(p.dtype) for name, p in engine.module.decoder.named_parameters()}
-    weights = full_weights(engine)
+    weights, parts = full_weights(engine), fragments(engine)
+    wrong = [part.name for part in parts if not part.weight.equal(weights[part.name].view(-1)[part.start :][: len(part.weight)])]
+    held = world.gather((sum(len(part.weight) for part in parts), wrong))
     engine.destroy()
-    return {"losses": losses, "norms": norms, "squares": squares, "weights": weights, "dtypes": dtypes}
+    return {"losses": losses, "norms": norms, "squares": squares, "weights": weights, "dtypes": dtypes, "held": held}
 
 
 def full_weights(engine: Any) -> dict[str, torch.Tensor]:
@@ -159,6 +162,15 @@ def test_two_ranks_equal_one(case: int, results: list[dict[str, Any]], oracle: d
     assert found["norms"] == pytest.approx(oracle["norms"], rel=1e-2)
     for name, weight in oracle["weights"].items():
         assert torch.allclose(found["weights"][name], weight, rtol=0, atol=1e-4), name
+
+
+@pytest.mark.parametrize("case", range(len(CASES) + len(BF16)), ids=names([*CASES, *BF16]))
+def test_slices_lie_where_deepspeed_has_them(case: int, results: list[dict[str, Any]]) -> None:
+    """All ranks' together are the weights as DeepSpeed itself gathers them, each value once; at stage 0 on every rank."""
+    found, stage = results[case], [*CASES, *BF16][case].parallel.zero
+    whole = sum(weight.numel() for weight in found["weights"].values())
+    assert sum(count for count, _ in found["held"]) == (whole if stage else RANKS * whole)
+    assert [wrong for _, wrong in found["held"]] == [[]] * RANKS
 
 
 def test_the_oracle_clips_and_learns(oracle: dict[str, Any]) -> None:

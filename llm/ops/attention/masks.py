@@ -1,6 +1,8 @@
 """Masks that are made again in the backward pass: kept, those of a row's blocks are of size T x T."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,11 +10,13 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
 
-def made_again(mask: Tensor, make: Callable[[], Tensor]) -> saved_tensors_hooks:
+def made_again(mask: Tensor, make: Callable[[], Tensor]) -> AbstractContextManager[Any]:
     """Around an attention with the bool `mask`: what autograd would keep of it, -inf where it is False, is made from `make`.
 
-    make: the mask, or its last columns where those before are True.
+    make: the mask, or its last columns where those before are True. `torch.compile` decides itself what it makes again.
     """
+    if torch.compiler.is_compiling():
+        return nullcontext()
     shape = mask.shape
 
     def keep(x: Tensor) -> Tensor | torch.dtype:

@@ -201,5 +201,5 @@ MLSTM = (
         gradient=False,
         more=_whole_chunks,
     ),
-    Route(entry=SIMPLE_GLA, run=mlstm_simple_gla, widths={"K": (16, 256, 2), "V": (16, 496, 2)}, **FLA),
+    Route(entry=SIMPLE_GLA, run=mlstm_simple_gla, widths={"K": (16, 256, 2), "V": (16, 1024 - COLUMNS, 2)}, **FLA),
 )

@@ -14,6 +14,7 @@ eta = 1 - alpha, the pole of the closed form. Chunk after chunk only M, S and th
 Chunks count from documents' starts, so tokens are first re-laid into whole chunks: `layout.py`.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -37,16 +38,21 @@ def memory(
     position_BT: Tensor | None = None,
     *,
     chunk: int,
+    chunks: int | None = None,
+    handed_on: Callable[..., tuple[Memory, Memory, list["Written"]]] | None = None,
 ) -> tuple[Tensor, Memory]:
-    """(y `[B, T, H, V]` in v's dtype, the memory after the last token). Arguments: as in `naive.memory`."""
+    """(y `[B, T, H, V]` in v's dtype, the memory after the last token). Arguments: as in `naive.memory`, and `layout`'s chunks.
+
+    handed_on: what runs in place of `in_turn`.
+    """
     dtype = accumulator(v_BTHV.dtype)
     B, T = v_BTHV.shape[:2]
-    placed = None if position_BT is None else layout(position_BT, chunk)
+    placed = None if position_BT is None else layout(position_BT, chunk, chunks)
     streams = (x.to(dtype) for x in (q_BTHK, k_BTHK, v_BTHV, log_keep_BTH, log_momentum_BTH, step_BTH))
     q, k, v, log_keep, log_momentum, step = (chunked(x, placed, chunk) for x in streams)
     mixing = mixing_of(log_keep, log_momentum, full(placed, T, chunk, v.device))
     initial, state = tuple(w.to(dtype).expand(B, *w.shape) for w in initial), state.to(dtype)
-    final, before, written = _handed_on(k, v, step, mixing, initial, state, placed)
+    final, before, written = (handed_on or in_turn)(k, v, step, mixing, initial, state, placed)
     x = q
     for layer, updates in enumerate(written):
         x = F.silu(x) if layer else x
@@ -94,7 +100,7 @@ class Written(NamedTuple):
     updates: Tensor
 
 
-def _handed_on(
+def in_turn(
     k: Tensor, v: Tensor, step: Tensor, mixing: Mixing, initial: Weights, state: Memory, placed: Layout | None
 ) -> tuple[Memory, Memory, list[Written]]:
     """(the final memory, the memory before each chunk, what each chunk writes per matrix), chunk after chunk."""

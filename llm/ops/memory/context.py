@@ -30,11 +30,12 @@ def context(
     scale: float,
     theta: float | None,
     prefix: tuple[Tensor, Tensor] | None = None,
+    chunks: int | None = None,
 ) -> tuple[Tensor, Tensor, Context]:
-    """(a, m, both `[B, T, H, V]` in v's dtype, what to carry on). Arguments: as in `naive.context`."""
+    """(a, m, both `[B, T, H, V]` in v's dtype, what to carry on). Arguments: as in `naive.context`, and `layout`'s chunks."""
     dtype, like = accumulator(v_BTHV.dtype), v_BTHV.dtype
     (B, T), K = v_BTHV.shape[:2], q_BTHK.shape[-1]
-    placed = None if position_BT is None else layout(position_BT, chunk)
+    placed = None if position_BT is None else layout(position_BT, chunk, chunks)
     segments = [chunked(x, placed, chunk).unbind(0) for x in (q_BTHK, k_BTHK, v_BTHV, query_BTHK.to(dtype))]
     held = full(placed, T, chunk, v_BTHV.device)
     initial, memory = tuple(w.to(dtype).expand(B, *w.shape) for w in initial), state.memory.to(dtype)

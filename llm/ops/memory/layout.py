@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llm.ops.memory.naive import most
-
 
 class Layout(NamedTuple):
     """Where tokens stand among N whole chunks.
@@ -28,12 +26,11 @@ class Layout(NamedTuple):
     begins_NB: Tensor
 
 
-def layout(position_BT: Tensor, chunk: int) -> Layout:
-    """Of tokens at these positions in their documents. Reads one number, the chunks needed, from the host."""
+def layout(position_BT: Tensor, chunk: int, chunks: int | None = None) -> Layout:
+    """Of tokens at these positions in their documents. chunks: as many as a row falls into, or more; None: they are counted."""
     B, T = position_BT.shape
-    opens_BT = position_BT % chunk == 0
-    number_BT = opens_BT.long().cumsum(1) - opens_BT[:, :1].long()
-    N = most(number_BT[:, -1], T // chunk) + 1
+    number_BT = numbered(position_BT, chunk)
+    N = counted_chunks(number_BT) if chunks is None else chunks
     slot_BT = number_BT * chunk + position_BT % chunk
     empty = slot_BT.new_full((B, N * chunk), -1)
     token_BS = empty.scatter(1, slot_BT, torch.arange(T, device=slot_BT.device).expand(B, T))
@@ -45,8 +42,19 @@ def layout(position_BT: Tensor, chunk: int) -> Layout:
     return Layout(N, slot_BT, token_BS, full_NBC, opens_NB, begins_NB)
 
 
+def numbered(position_BT: Tensor, chunk: int) -> Tensor:
+    """Which of its row's chunks each token falls into."""
+    opens_BT = position_BT % chunk == 0
+    return opens_BT.long().cumsum(1) - opens_BT[:, :1].long()
+
+
+def counted_chunks(number_BT: Tensor) -> int:
+    """Of the row that has most. Waits for the device."""
+    return int(number_BT[:, -1].max()) + 1
+
+
 def padding(position_BT: Tensor, chunk: int) -> float:
-    """Empty slots per token: the share of work that the layout of these documents adds."""
+    """Empty slots per token: the share of work that the layout of these documents adds, where their chunks are counted."""
     return layout(position_BT, chunk).full_NBC.numel() / position_BT.numel() - 1
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from llm.ops import compiled
-from llm.ops.memory import chunk as chunks
-from llm.ops.memory.naive import Memory, Weights, counted, most
+from llm.ops.memory import chunk as in_chunks
+from llm.ops.memory.layout import counted_chunks, numbered
+from llm.ops.memory.naive import Memory, Weights, counted
 from llm.state import accumulator
 
 SOURCE = "memory/loop.cpp"
@@ -29,15 +30,16 @@ def memory(
     position_BT: Tensor | None = None,
     *,
     chunk: int,
+    chunks: int | None = None,
 ) -> tuple[Tensor, Memory]:
-    """(y `[B, T, H, V]` in v's dtype, the memory after the last token). Arguments: as in `naive.memory`."""
+    """(y `[B, T, H, V]` in v's dtype, the memory after the last token). Arguments: as in `naive.memory`, and `layout`'s chunks."""
     streams = (q_BTHK, k_BTHK, v_BTHV, log_keep_BTH, log_momentum_BTH, step_BTH)
     if len(initial) > 1:
-        return chunks.memory(*streams, initial, state, position_BT, chunk=chunk)
+        return in_chunks.memory(*streams, initial, state, position_BT, chunk=chunk, chunks=chunks)
     dtype = accumulator(v_BTHV.dtype)
     exact = [x.to(dtype).contiguous() for x in (*streams, *initial, *(part[0] for part in state))]
     position = counted(position_BT, v_BTHV).contiguous()
-    runs = 1 + most((position[:, 1:] % chunk == 0).sum(1), position.shape[1] // chunk)
+    runs = counted_chunks(numbered(position, chunk)) if chunks is None else chunks
     y, *after = _Runs.apply(*exact, position, chunk, runs)
     return y.to(v_BTHV.dtype), Memory(*((part,) for part in after))
 

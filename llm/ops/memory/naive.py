@@ -87,11 +87,6 @@ def counted(position_BT: Tensor | None, x_BTHV: Tensor) -> Tensor:
     return torch.arange(T, device=x_BTHV.device).expand(B, T) if position_BT is None else position_BT
 
 
-def most(count_B: Tensor, otherwise: int) -> int:
-    """The largest, read from the host; `otherwise` of a tensor without values (FakeTensor), which a rehearsal runs on."""
-    return int(count_B.max()) if type(count_B) is Tensor else otherwise
-
-
 def rates(gates: Tensor, step_max: float) -> tuple[Tensor, Tensor, Tensor]:
     """(log keep, log momentum, step) of the three gates' preactivations, which come first in `gates`.
 

@@ -5,7 +5,6 @@ state, so that isolation and carrying are written here once and never in a mixer
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -25,73 +24,7 @@ from llm.parallel import Ranks, crossing
 from llm.parallel import attention as across
 from llm.parallel.crossing import ByState, Call, Crossed
 from llm.parallel.plan import Op
-from llm.state import State, StateSpec, accumulator
-
-POSITION = StateSpec((), torch.int64)
-
-
-def conv_state(width: int, taps: int) -> dict[str, StateSpec]:
-    """State of `Seq.conv`: the last inputs of the current document."""
-    return {"": StateSpec((taps - 1, width))}
-
-
-def attention_state(kv_heads: int, key: int, value: int, window: int | None) -> dict[str, StateSpec]:
-    """State of `Seq.attention`: a cache of keys and values and which of them belong to the current document."""
-    slots, grows = (0, True) if window is None else (window - 1, False)
-    return {
-        ".k": StateSpec((slots, kv_heads, key), head_dim=1, grows=grows),
-        ".v": StateSpec((slots, kv_heads, value), head_dim=1, grows=grows),
-        ".valid": StateSpec((slots,), torch.bool, grows=grows),
-    }
-
-
-def linear_state(heads: int, key: int, value: int) -> dict[str, StateSpec]:
-    """State of `Seq.linear`: a matrix per head, in float32 (float64 when the streams are)."""
-    return {"": StateSpec((heads, key, value), torch.float32, head_dim=0)}
-
-
-def scan_state(channels: int, states: int, dtype: torch.dtype = torch.float32) -> dict[str, StateSpec]:
-    """State of `Seq.scan`: N numbers per channel, in float32 or complex64."""
-    return {"": StateSpec((channels, states), dtype, head_dim=0)}
-
-
-def elementwise_state(channels: int, dtype: torch.dtype = torch.float32) -> dict[str, StateSpec]:
-    """State of `Seq.elementwise`: a number per channel, in float32 or complex64."""
-    return {"": StateSpec((channels,), dtype, head_dim=0)}
-
-
-def recurrent_state(cell: str, heads: int, channels: int) -> dict[str, StateSpec]:
-    """State of `Seq.recurrent`: what the cell keeps, in float32."""
-    return {f".{name}": StateSpec((heads, channels), torch.float32, head_dim=0) for name in CELLS[cell].states}
-
-
-def mlstm_state(heads: int, key: int, value: int) -> dict[str, StateSpec]:
-    """State of `Seq.mlstm`: matrix C and normaliser n, both times exp(-m), and the stabiliser m; in float32."""
-    return {
-        ".C": StateSpec((heads, key, value), torch.float32, head_dim=0),
-        ".n": StateSpec((heads, key), torch.float32, head_dim=0),
-        ".m": StateSpec((heads,), torch.float32, head_dim=0),
-    }
-
-
-def memory_state(heads: int, sizes: Sequence[int]) -> dict[str, StateSpec]:
-    """State of `Seq.memory`: per matrix its value at the chunk's start, its value now and its momentum, in float32."""
-    return {
-        f".{part}.{layer}": StateSpec((heads, *size), torch.float32, head_dim=0)
-        for part in Memory._fields
-        for layer, size in enumerate(pairwise(sizes))
-    }
-
-
-def context_state(heads: int, sizes: Sequence[int], chunk: int) -> dict[str, StateSpec]:
-    """State of `Seq.context`: the memory, and the segment's keys and values, retrieved and own."""
-    cache = {key: StateSpec((chunk, 2, heads, size), head_dim=2) for key, size in ((".k", sizes[0]), (".v", sizes[-1]))}
-    return memory_state(heads, sizes) | cache
-
-
-def named(name: str, specs: dict[str, StateSpec]) -> dict[str, StateSpec]:
-    """The specs of one op under the name that the mixer gave it."""
-    return {name + key: spec for key, spec in specs.items()}
+from llm.state import State, accumulator
 
 
 class Seq:
@@ -119,8 +52,9 @@ class Seq:
         self, *streams_BTHK: Tensor, theta: float, channels: int | None = None, scaling: RopeScaling | None = None
     ) -> tuple[Tensor, ...]:
         """Rotary position embedding of each stream, or of its first `channels`, by positions in the document."""
-        position_BT = self.here.position_BT
-        return tuple(rotary.rotary(x, position_BT, theta, channels, scaling) for x in streams_BTHK)
+        (first, *_) = streams_BTHK
+        table = rotary.angles(self.here.position_BT, channels or first.shape[-1], theta, scaling, accumulator(first.dtype))
+        return tuple(rotary.turned(x, *table) for x in streams_BTHK)
 
     def conv(self, name: str, x_BTD: Tensor, weight_DW: Tensor, bias_D: Tensor | None = None) -> Tensor:
         """Short causal depthwise convolution: `[B, T, D]`."""
