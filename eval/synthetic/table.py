@@ -7,7 +7,7 @@ from typing import Any
 
 from scipy.stats import t as student
 
-from eval.synthetic.points import BEFORE_WIDTH, Run
+from eval.synthetic.points import BETWEEN_LAYERS, Run
 from eval.synthetic.tasks import TASKS
 
 LEVEL = 0.95
@@ -128,18 +128,18 @@ def draw(figure: Any, runs: Sequence[Run], columns: int = 3) -> None:
 
 
 def draw_by_state(figure: Any, runs: Sequence[Run]) -> None:
-    """A panel per task: accuracy at the largest trained size against the numbers that the state holds, over the widths of the same
-    layers; a dashed line for each architecture whose state grows."""
+    """A panel per task: accuracy at the largest trained size against the numbers that the state holds, a line for each stack of
+    kinds over its widths and settings; a dashed line for each architecture whose state grows."""
     tasks = tasks_of(runs)
     for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
-        for number, (kind, names) in enumerate(_by_layers(architectures_of(runs, task)).items()):
+        for number, (kinds, names) in enumerate(_by_kinds(runs, task).items()):
             points = [(chosen(runs, task, name)[0]["state"], _at_trained(runs, task, name)) for name in names]
             fixed = sorted(((state, cell) for state, cell in points if state is not None), key=lambda point: point[0])
             style = {"color": f"C{number % 10}"}
             for cell in [cell for state, cell in points if state is None]:
-                axes.axhline(cell.mean, ls="--", lw=1, label=f"{kind}: grows", **style)
+                axes.axhline(cell.mean, ls="--", lw=1, label=f"{kinds}: grows", **style)
             if fixed:
-                axes.plot([state for state, _ in fixed], [cell.mean for _, cell in fixed], marker="o", label=kind, **style)
+                axes.plot([state for state, _ in fixed], [cell.mean for _, cell in fixed], marker="o", label=kinds, **style)
             for state, cell in fixed:
                 axes.plot([state] * len(cell.values), cell.values, ".", ms=4, alpha=0.6, **style)
         axes.set(xscale="log", xlabel="numbers in the state", title=task, ylim=(-0.03, 1.03))
@@ -154,9 +154,11 @@ def _at_trained(runs: Sequence[Run], task: str, name: str) -> Cell:
     return found[max((size for size in found if size <= trained_to(runs, task)), default=min(found))]
 
 
-def _by_layers(names: Sequence[str]) -> dict[str, list[str]]:
-    """Architectures that differ in width alone, together."""
+def _by_kinds(runs: Sequence[Run], task: str) -> dict[str, list[str]]:
+    """Architectures whose layers are of the same kinds, together."""
     found: dict[str, list[str]] = {}
-    for name in names:
-        found.setdefault(name.partition(BEFORE_WIDTH)[0], []).append(name)
+    for name in architectures_of(runs, task):
+        model = chosen(runs, task, name)[0]["model"]
+        kinds = [model["layers"][layer]["mixer"]["kind"] for layer in model["pattern"]]
+        found.setdefault(BETWEEN_LAYERS.join(kinds), []).append(name)
     return found

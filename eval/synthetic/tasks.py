@@ -12,10 +12,11 @@ BRACKETS = 13
 
 TASKS: dict[str, Task] = {
     "parity": Task(regular.parity, 2),
-    "modular_sums": Task(regular.modular_sums, 5, steps=3000),
+    # at a loss of 1e-3 some of the longer sequences still go wrong
+    "modular_sums": Task(regular.modular_sums, 5, steps=3000, solved=1e-4),
     "even_pairs": Task(regular.even_pairs, 2),
     "cycle_navigation": Task(regular.cycle_navigation, 5),
-    "modular_arithmetic": Task(regular.modular_arithmetic, 8, train=ODD, tests=ODD_LONGER, steps=3000),
+    "modular_arithmetic": Task(regular.modular_arithmetic, 8, train=ODD, tests=ODD_LONGER, steps=3000, solved=1e-4),
     "s5": Task(groups.s5, 120, steps=3000),
     "a5": Task(groups.a5, 60, steps=3000),
     "reverse_string": Task(context_free.reverse_string, 3, tests=STRINGS, steps=3000),

@@ -60,6 +60,7 @@ def test_verdicts_ask_solvers_for_every_seed_and_the_failing_for_none():
     one(runs, "solver", 0.1)["accuracy"]["40"] = 0.98
     one(runs, "failing", 0.2)["accuracy"]["200"] = 0.62
     assert missed(runs) == ["solver", "failing"]
+    assert missed(runs, replace(CLAIM, right=0.97)) == ["failing"]
     # to fail without having learned anything shows nothing
     assert missed(some_runs(RIGHT, loss_last=0.69)) == ["failing"]
 
@@ -70,6 +71,12 @@ def test_verdicts_ask_states_for_more_from_little_to_nearly_all():
     assert missed(some_runs({**RIGHT, "a@1": 0.55}), replace(CLAIM, below=0.6)) == []
 
 
+def test_the_failing_alone_get_a_feed_forward_part():
+    claim = Claim(ProbeConfig(["parity"], ["lstm", "mamba"], hidden=0), [40], ["lstm"], ["mamba"], failing_hidden=8)
+    assert {p.architecture: p.resolved.hidden for p in claim.points()} == {"lstm": 0, "mamba": 8}
+    assert {p.resolved.hidden for p in replace(claim, failing_hidden=None).points()} == {0}
+
+
 @pytest.mark.parametrize("name", CLAIMS)
 def test_claims_are_about_architectures_of_their_grids(name):
     claim = CLAIMS[name]
@@ -77,7 +84,7 @@ def test_claims_are_about_architectures_of_their_grids(name):
     assert named <= set(claim.grid.layers)
     tests = claim.grid.tests or TASKS[claim.grid.tasks[0]].tests
     assert set(claim.solved) <= set(tests)
-    claim.grid.points()
+    claim.points()
 
 
 @pytest.mark.slow

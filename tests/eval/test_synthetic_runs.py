@@ -12,7 +12,7 @@ from eval.synthetic import points
 from eval.synthetic.command import probe
 from eval.synthetic.config import MIXERS_OF_PROBES, ProbeConfig
 from eval.synthetic.points import Point, read_runs, run_point, work_off
-from eval.synthetic.table import Cell, cells, chosen, draw, markdown
+from eval.synthetic.table import Cell, cells, chosen, draw, draw_by_state, markdown
 from eval.synthetic.tasks import TASKS
 from eval.synthetic.training import model_of, state_size, train
 from llm.config import load
@@ -140,6 +140,23 @@ def test_the_table_takes_the_rate_of_least_validation_loss():
     figure = Figure()
     draw(figure, runs)
     assert [len(axes.lines) for axes in figure.axes] == [7]
+
+
+def test_accuracy_by_state_joins_stacks_of_the_same_kinds():
+    runs = runs_of({("small", 0.1, 0): 0.5, ("large", 0.1, 0): 0.9, ("both", 0.1, 0): 0.8, ("grows", 0.1, 0): 1.0})
+    kinds = {"small": ["mamba2"], "large": ["mamba2"], "both": ["mamba2", "gru"], "grows": ["attention"]}
+    states = {"small": 10, "large": 20, "both": 30, "grows": None}
+    for run in runs:
+        pattern = kinds[run["architecture"]]
+        run |= {"model": {"layers": {kind: {"mixer": {"kind": kind}} for kind in pattern}, "pattern": pattern}}
+        run |= {"state": states[run["architecture"]]}
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    draw_by_state(figure, runs)
+    (axes,) = figure.axes
+    drawn = {line.get_label(): list(line.get_xdata()) for line in axes.lines if not line.get_label().startswith("_")}
+    assert drawn == {"mamba2": [10, 20], "mamba2+gru": [30], "attention: grows": [0, 1]}
 
 
 def test_the_command_writes_a_table_and_a_picture(tmp_path, capsys):
