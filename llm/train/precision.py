@@ -1,9 +1,11 @@
 """The precision of a run: chosen once from the device, then written into the config, so that it can be said, saved and resumed."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
 import torch
+from torch import nn
 
 from llm.init import cast_model, pinned
 from llm.model import Decoder
@@ -42,6 +44,12 @@ def casts_model(config: RunConfig) -> bool:
     return config.train.precision == "bf16" and config.parallel.zero < AUTOCAST_STAGE
 
 
+def gathered_in_bf16(model: Decoder) -> Iterator[nn.Parameter]:
+    """Of bf16 at stage 3."""
+    kept = pinned(model)
+    yield from (p for name, p in model.named_parameters() if name not in kept and p.numel() > KEPT_WHOLE)
+
+
 def prepare(model: Decoder, config: RunConfig) -> None:
     """For bf16 at stages 1 and 2 parameters become bf16, at stage 3 they are gathered and reduced in it; except those whose role is
     kept in float32, and small ones at stage 3: gathered in bf16 at the first step, they would be float32 at the next.
@@ -49,7 +57,6 @@ def prepare(model: Decoder, config: RunConfig) -> None:
     if casts_model(config):
         cast_model(model)
     elif config.train.precision == "bf16":
-        kept = pinned(model)
-        for parameter in (p for name, p in model.named_parameters() if name not in kept and p.numel() > KEPT_WHOLE):
+        for parameter in gathered_in_bf16(model):
             # what DeepSpeed's `lower_precision_safe_modules` sets on parameters of whole classes of modules
             parameter.comm_dtype = torch.bfloat16  # type: ignore[attr-defined]

@@ -26,7 +26,7 @@ from llm.parallel.traffic import Traffic
 from llm.train.config import RunConfig, accumulation_of, data_ranks, micro_batch_of
 from llm.train.engine_bytes import EngineBytes, engine_bytes
 from llm.train.memory import LiveBytes
-from llm.train.precision import casts_model
+from llm.train.precision import casts_model, gathered_in_bf16
 
 
 class Part(NamedTuple):
@@ -114,9 +114,11 @@ def fake_ranks(config: RunConfig, rank: int) -> Iterator[Ranks | None]:
 
 def _decoder(config: RunConfig) -> Decoder:
     decoder = Decoder(config.model)
-    if config.train.precision == "bf16":
-        # at stage 3 as it is gathered
+    if casts_model(config):
         cast_model(decoder)
+    elif config.train.precision == "bf16":
+        for parameter in gathered_in_bf16(decoder):
+            parameter.data = parameter.data.bfloat16()
     return decoder
 
 

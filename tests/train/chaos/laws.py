@@ -65,7 +65,7 @@ def all_hits_happened(chaos: Chaos) -> None:
 
 
 def goes_on_from_the_newest(chaos: Chaos) -> None:
-    """After a crash, the next start begins behind the checkpoint that the supervisor named, or before it if a bit of that is flipped."""
+    """After a crash, the next start begins behind the checkpoint that was named; before it, where a bit of that is flipped."""
     flipped = set(re.findall(r"/step-(\d+) is not whole", chaos.said()))
     for hit, sentence in zip(chaos.hits(), chaos.sentences(), strict=True):
         if hit["kind"] == "kill rank":
