@@ -113,7 +113,7 @@ def verdicts(runs: dict[str, dict]) -> list[tuple[bool, str]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1000, help="at most; a run ends early where it has solved the task")
+    parser.add_argument("--steps", type=int, default=2500, help="at most; a run ends early where it has solved the task")
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--only", choices=ARCHITECTURES, action="append")
     parser.add_argument("--out", type=Path, default=Path("report"))

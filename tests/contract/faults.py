@@ -150,7 +150,7 @@ def memory_chunks_run_on_over_documents() -> AbstractContextManager:
         if position is not None:
             running = position[:, :1] + torch.arange(position.shape[1]) + kw["chunk"]
             position = torch.where(position == 0, 0, running)
-        return memory_chunk.memory(*rest, position, **kw)
+        return memory_chunk.memory(*rest, position, **kw | {"chunks": None})
 
     return _many("memory", wrong)
 
@@ -161,13 +161,13 @@ def memory_keeps_its_momentum_at_a_start() -> AbstractContextManager:
 
 
 def memory_takes_gradients_at_its_current_weights() -> AbstractContextManager:
-    right = memory_chunk._handed_on
+    right = memory_chunk.in_turn
 
     def wrong(*args: Any) -> Any:
         *rest, state, placed = args
         return right(*rest, state._replace(start=state.weights), placed)
 
-    return patch.object(memory_chunk, "_handed_on", wrong)
+    return patch.object(memory_chunk, "in_turn", wrong)
 
 
 def cache_of_an_ended_document_stays_valid() -> AbstractContextManager:
@@ -189,8 +189,8 @@ def rotary_position_is_not_restarted() -> AbstractContextManager:
 
 
 def rotary_position_starts_again_with_every_batch() -> AbstractContextManager:
-    right = rotary.rotary
-    return patch.object(rotary, "rotary", lambda x, position, *rest: right(x, position - position[:, :1], *rest))
+    right = rotary.angles
+    return patch.object(rotary, "angles", lambda position, *rest: right(position - position[:, :1], *rest))
 
 
 # fault -> (the mixer it is planted under, a law that must break)
