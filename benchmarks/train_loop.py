@@ -104,6 +104,7 @@ def everything(config: RunConfig, manifest: Manifest, world: World) -> Callable[
     from llm.train.run_folder import RunFolder
     from llm.train.save import Saver
     from llm.train.sent import Sent
+    from llm.train.startup import StartUp
     from llm.train.stop import StopRequest
 
     folder = RunFolder.of(config)
@@ -114,15 +115,15 @@ def everything(config: RunConfig, manifest: Manifest, world: World) -> Callable[
     (phase,) = phases_of(config)
     saver, meter = Saver(folder, config, world), training.create_meter(phase, world)
     engine, guard, bad = create_engine(config, world), Guard(folder, world, 15, StopRequest()), BadSteps(config.train.bad_steps)
-    sent = Sent(world, None)
-    run = training.Run(phase, folder, world, engine, batches, None, None, None, meter, sent, writer, saver, guard, bad, 0)
+    sent, startup = Sent(world, None), StartUp()
+    run = training.Run(phase, folder, world, engine, batches, None, None, None, meter, sent, writer, saver, guard, bad, [], 0)
 
     def steps() -> None:
         train = replace(config.train, steps=run.step + STEPS)
         (run.phase,) = phases_of(replace(config, train=train))
         run.guard = Guard(folder, world, 15, StopRequest())
         with run.guard, run.guard.stop:
-            training.loop(run)
+            training.loop(run, startup)
 
     return steps
 
