@@ -202,7 +202,9 @@ def test_a_run_that_is_trained_outside_of_the_queue_is_not_submitted(words, queu
     assert [path.name for path in run.iterdir()] == [owner.NAME]
 
 
-@pytest.mark.parametrize("place", ["a=b, c", *(pytest.param(name, marks=pytest.mark.slow) for name in ("a=b", "a,b", "a b", "a|b"))])
+@pytest.mark.parametrize(
+    "place", ["a=b, c", *(pytest.param(name, marks=pytest.mark.slow) for name in ("a=b", "a,b", "a b", "a|b"))]
+)
 def test_names_that_are_lists_or_settings_elsewhere_work(place: str, words, queue, tmp_path, monkeypatch, capsys) -> None:
     # `=` is for folders above alone
     name = place.replace("=", "+")
