@@ -67,6 +67,6 @@ def test_a_hanging_rank_ends_all_with_their_stacks(how: str, words: Words, tmp_p
         assert "none came" not in outcome.sentence
     else:
         assert "none came of rank(s) 1, stopped or dead" in outcome.sentence
-        assert "hung: rank 0 has been in the update of step 3 for 0.0" in outcome.sentence
+        assert "hung: rank 0 has been in the update of step 3 for 0.1" in outcome.sentence
     assert (run / "checkpoints" / "latest").read_text() == "step-2\n"
     assert (run / "heartbeat" / "rank-1.json").is_file()
