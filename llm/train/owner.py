@@ -104,8 +104,8 @@ class Hold:
 
 
 def take(run: Path) -> Hold:
-    """Own a run folder, which is made if it is not there. What ranks of a start that is over left in `heartbeat`, and
-    files that it did not finish, are removed.
+    """Own a run folder, which is made if it is not there. Heartbeats of a start that is over are removed, and files that it left
+    unfinished.
 
     Raises Held where another start trains the run, CheckpointError where no folder can be made.
     """
