@@ -88,6 +88,11 @@ class Site:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{WORD}{name} ({value}) must be at least 1")
+        if self.start_minutes <= 0:
+            raise ConfigError(
+                f"{WORD}start_minutes ({self.start_minutes:g}) must leave time to load the model; "
+                f"{WORD}silence_minutes=0 watches nothing"
+            )
         if 3600 * self.hours <= self.warning_seconds:
             raise ConfigError(
                 f"{WORD}hours ({self.hours:g}) must leave time beside {WORD}warning_seconds ({self.warning_seconds}), in which the "

@@ -107,6 +107,7 @@ def test_settings_are_read_back_by_bash_as_they_are() -> None:
     [
         (["slurm.nodes=0"], r"slurm\.nodes \(0\) must be at least 1"),
         (["slurm.gpus_per_node=-1"], r"slurm\.gpus_per_node \(-1\) must not be negative; 0 runs on CPUs"),
+        (["slurm.start_minutes=0"], r"slurm\.start_minutes \(0\) must leave time to load the model"),
         (["slurm.hours=0.05"], r"slurm\.hours \(0\.05\) must leave time beside slurm\.warning_seconds \(180\)"),
         (["slurm.chain=3"], r"slurm\.chain \(3\) has no effect with slurm\.restart=requeue"),
         (["slurm.container.kind=pyxis"], r"slurm\.container\.image \(None\) and slurm\.container\.kind \(pyxis\) go together"),
