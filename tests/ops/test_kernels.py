@@ -141,6 +141,22 @@ def test_a_route_refuses_what_it_cannot_obey_and_says_why(route, facts, words, c
     assert kernels.choose("linear", [*rows, able], call(**facts), "auto") is able
 
 
+@pytest.mark.parametrize("family", ["linear", "ssd", "mlstm"])
+def test_gates_have_no_gradient_by_fla_where_triton_has_it_wrong(family, monkeypatch):
+    (route,) = [row for row in routes.ROUTES[family] if row.function == "chunk_simple_gla"]
+    special = {"decay": "per head"} if family == "linear" else {}
+    gated = call(special=special)
+    for triton, right in {"3.3.1": True, "3.4.0": False, "3.6.0": False, "3.7.1": True, "": True}.items():
+        monkeypatch.setattr(kernels, "version", lambda _, triton=triton: triton)
+        assert (route.refusal(gated) is None) is right
+    monkeypatch.setattr(kernels, "version", lambda _: "3.6.0")
+    assert "Triton 3.7.1" in route.refusal(gated)
+    right = {"no gradient": replace(gated, gradient=False), "Ampere": replace(gated, capability=(8, 0))}
+    if family == "linear":
+        right["no gates"] = call(special={"decay": "fixed", "gated": False})
+    assert {name: route.refusal(facts) for name, facts in right.items()} == dict.fromkeys(right)
+
+
 def chosen(op, *streams, **settings) -> str:
     """Which kernel the only call of `op` would take on a simulated H100, or why none."""
     with kernels.simulated((9, 0), KernelsConfig()) as calls:

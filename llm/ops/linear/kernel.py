@@ -9,6 +9,7 @@ the stabiliser a gauge that enters decays and keys, so its gradient is exact; ml
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,7 +33,8 @@ TRITON = (*HALF, torch.float32)
 
 def linear_facts(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, **_: Any) -> dict[str, Any]:
     decay = {1: "fixed", 3: "per head", 4: "per channel"}[log_decay.ndim]
-    return {"sizes": {"K": q.shape[-1], "V": v.shape[-1]}, "extent": _extent(v, q, k), "special": {"decay": decay}}
+    special = {"decay": decay, "gated": decay == "per head" or log_decay.requires_grad}
+    return {"sizes": {"K": q.shape[-1], "V": v.shape[-1]}, "extent": _extent(v, q, k), "special": special}
 
 
 def ssd_facts(q: Tensor, k: Tensor, v: Tensor, step: Tensor, rate: Tensor, state: Tensor, **_: Any) -> dict[str, Any]:
@@ -161,6 +163,15 @@ def _decay_is(*allowed: str) -> Any:
     return more
 
 
+def _gates_right(facts: Facts) -> str | None:
+    """fla's backward pass stops with an error here (fla/ops/common/chunk_o.py, fla 640)."""
+    triton = kernels.version("triton")
+    gated = facts.gradient and facts.special.get("gated", True)
+    if gated and facts.capability[0] == 9 and triton and Version("3.4") <= Version(triton) < Version("3.7.1"):
+        return f"has wrong gradients of gates by Triton {triton} on Hopper; Triton 3.7.1, which torch 2.12.1 brings, is right"
+    return None
+
+
 def _whole_chunks(facts: Facts) -> str | None:
     scale, K = facts.special.get("scale"), facts.sizes.get("K")
     if scale is not None and K is not None and abs(scale - K**-0.5) > 1e-9:
@@ -182,12 +193,19 @@ MAMBA: dict[str, Any] = {
 
 LINEAR = (
     Route(
-        entry=SIMPLE_GLA, run=simple_gla, more=_decay_is("fixed", "per head"), widths={"K": (16, 256, 2), "V": (16, 512, 2)}, **FLA
+        entry=SIMPLE_GLA,
+        run=simple_gla,
+        more=lambda facts: _decay_is("fixed", "per head")(facts) or _gates_right(facts),
+        widths={"K": (16, 256, 2), "V": (16, 512, 2)},
+        **FLA,
     ),
     Route(entry=GLA, run=gla, more=_decay_is("per channel"), widths={"K": (16, 256, 2), "V": (16, 512, 2)}, **FLA),
     Route(run=chunk_scan_fixed, more=_decay_is("fixed"), **MAMBA),
 )
-SSD = (Route(run=chunk_scan, **MAMBA), Route(entry=SIMPLE_GLA, run=ssd_simple_gla, widths=LINEAR[0].widths, **FLA))
+SSD = (
+    Route(run=chunk_scan, **MAMBA),
+    Route(entry=SIMPLE_GLA, run=ssd_simple_gla, more=_gates_right, widths=LINEAR[0].widths, **FLA),
+)
 MLSTM = (
     Route(
         name="mlstm_kernels",
@@ -201,5 +219,11 @@ MLSTM = (
         gradient=False,
         more=_whole_chunks,
     ),
-    Route(entry=SIMPLE_GLA, run=mlstm_simple_gla, widths={"K": (16, 256, 2), "V": (16, 1024 - COLUMNS, 2)}, **FLA),
+    Route(
+        entry=SIMPLE_GLA,
+        run=mlstm_simple_gla,
+        more=_gates_right,
+        widths={"K": (16, 256, 2), "V": (16, 1024 - COLUMNS, 2)},
+        **FLA,
+    ),
 )
