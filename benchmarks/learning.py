@@ -61,7 +61,7 @@ class Claim:
         return [replace(p, changes=p.changes | more) if p.architecture in self.failing else p for p in points]
 
 
-GROWING_STATE = {f"mamba2_{state}": {"kind": "mamba2", "heads": 4, "state": state} for state in (8, 16, 32)}
+GROWING_STATE = {f"mamba2_{state}": {"kind": "mamba2", "heads": 4, "state": state} for state in (4, 8, 32)}
 PAIRS = [1, 2, 4, 8, 16]
 TWO_LAYERS = ["attention+attention", "mamba+mamba", "retention+retention"]
 WITHOUT_STATE = ["attention", "mamba", "retention", *TWO_LAYERS]
@@ -75,7 +75,7 @@ CLAIMS = {
         solvers=["attention+attention", "mamba2+attention"],
     ),
     "recall_by_state": Claim(
-        ProbeConfig(["recall"], list(GROWING_STATE), GROWING_STATE, rates=[1e-2], train=PAIRS, tests=PAIRS, steps=1000),
+        ProbeConfig(["recall"], list(GROWING_STATE), GROWING_STATE, rates=[1e-2], train=PAIRS, tests=PAIRS, steps=3000),
         solved=PAIRS,
         solvers=[],
         rising=[list(GROWING_STATE)],

@@ -25,7 +25,7 @@ from llm.export.configuration import BraidConfig
 from llm.export.modeling import BraidForCausalLM
 
 CONFIG = "config.json"
-CACHES = ("past_key_values", "cache_params")
+CACHES = ("past_key_values", "cache_params", "cache")
 
 
 class HuggingFaceModel:

@@ -9,7 +9,7 @@ class BraidConfig(PretrainedConfig):
     """braid: the `model` section of the training config, with every default spelled out."""
 
     model_type = "braid"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = ("past_key_values", "cache")
 
     def __init__(self, braid: dict[str, Any] | None = None, use_cache: bool = True, **kwargs: Any):
         self.braid = braid or {}

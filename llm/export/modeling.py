@@ -24,6 +24,9 @@ from llm.ops.cross_entropy import IGNORED, cross_entropy_per_token
 from llm.ops.rotary import RopeScaling
 from llm.state import State
 
+# renamed in transformers 5.24, which keeps the old name for callers of `forward`, but not for its own `generate`
+CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+
 
 def model_config(values: dict[str, Any]) -> ModelConfig:
     """The decoder's config from plain keys and values."""
@@ -167,10 +170,12 @@ class BraidForCausalLM(GenerationMixin, PreTrainedModel):
         inputs_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Logits, and with `labels` (not shifted; -100 is not scored) the loss: nats per label, or sum / num_items_in_batch.
 
+        cache and past_key_values are one argument: the newer and the older name of transformers.
         hidden_states: the embedded tokens and each layer's output, the last one normed, as the head reads it.
         """
         if inputs_embeds is None and input_ids is not None:
@@ -181,12 +186,14 @@ class BraidForCausalLM(GenerationMixin, PreTrainedModel):
             raise ValueError("give either input_ids or inputs_embeds")
         if kwargs.get("output_attentions"):
             raise ValueError("output_attentions: a recurrent layer has no attention map; leave it out")
-        if past_key_values is not None and not isinstance(past_key_values, BraidCache):
-            raise ValueError(
-                f"past_key_values ({type(past_key_values).__name__}) must be a BraidCache, which the model makes itself"
-            )
+        unknown = [name for name, value in kwargs.items() if isinstance(value, Cache)]
+        if unknown:
+            raise ValueError(f"{unknown[0]}: this model knows its cache as {CACHE}; export it anew for this transformers")
+        cache = past_key_values if cache is None else cache
+        if cache is not None and not isinstance(cache, BraidCache):
+            raise ValueError(f"{CACHE} ({type(cache).__name__}) must be a BraidCache, which the model makes itself")
         keep = self.config.use_cache and not self.training if use_cache is None else use_cache
-        cache = BraidCache() if past_key_values is None and keep else past_key_values
+        cache = BraidCache() if cache is None and keep else cache
         past = None if cache is None else cache.past
         docs = self._docs(attention_mask, x.shape[1], past)
         shown = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -200,8 +207,8 @@ class BraidForCausalLM(GenerationMixin, PreTrainedModel):
         result = CausalLMOutputWithPast(
             loss=loss,
             logits=logits if labels is None else logits[:, rows],
-            past_key_values=cache if keep else None,
             hidden_states=None if layers is None else (*layers, x),
+            **{CACHE: cache if keep else None},
         )
         plain = not getattr(self.config, "return_dict", True) if return_dict is None else not return_dict
         return result.to_tuple() if plain else result
@@ -236,5 +243,5 @@ class BraidForCausalLM(GenerationMixin, PreTrainedModel):
             raise ValueError(
                 f"cache_implementation ({generation_config.cache_implementation}) does not fit a recurrent state; leave it out"
             )
-        if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
-            model_kwargs["past_key_values"] = BraidCache()
+        if generation_config.use_cache and model_kwargs.get(CACHE) is None:
+            model_kwargs[CACHE] = BraidCache()

@@ -107,9 +107,10 @@ def test_a_cache_goes_on_with_several_tokens(loaded):
     mask = torch.ones_like(tokens)
     mask[0, :7] = 0
     whole = loaded(tokens, attention_mask=mask, use_cache=False).logits
-    cache = loaded(tokens[:, :25], attention_mask=mask[:, :25]).past_key_values
-    later = loaded(tokens[:, 25:], attention_mask=mask, past_key_values=cache).logits
-    torch.testing.assert_close(later, whole[:, 25:], rtol=0, atol=1e-5)
+    for name in ("past_key_values", "cache"):
+        cache = loaded(tokens[:, :25], attention_mask=mask[:, :25]).past_key_values
+        later = loaded(tokens[:, 25:], attention_mask=mask, **{name: cache}).logits
+        torch.testing.assert_close(later, whole[:, 25:], rtol=0, atol=1e-5)
 
 
 def test_a_cache_that_cannot_go_on_says_so(loaded):
@@ -119,6 +120,8 @@ def test_a_cache_that_cannot_go_on_says_so(loaded):
         loaded(tokens[:, :1], past_key_values=cache)
     with pytest.raises(ValueError, match="must be a BraidCache"):
         loaded(tokens, past_key_values=DynamicCache())
+    with pytest.raises(ValueError, match="states: this model knows its cache as"):
+        loaded(tokens, states=DynamicCache())
     with pytest.raises(ValueError, match="cache_implementation"):
         loaded.generate(tokens, cache_implementation="static", max_new_tokens=2)
 
