@@ -7,7 +7,7 @@
 
 Medians of interleaved rounds. Read the ratios: absolute times are the machine's. `bound` is how much of the rate of large matrix
 products the core's or layer's products alone reach; where those are not the work (scans, cells) it says little. `growth` is the
-time for four times the tokens, over that of four projections of the width. Memory once had is kept, for all sides: else each tensor
+time for four times the tokens, over that of four projections of the width, in turns with it. Memory once had is kept, for all sides: else each tensor
 above 32 MiB would be had from the system anew, page by page, and the longest runs would measure that.
 """
 
@@ -24,12 +24,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks.comparisons import CORES, LAYERS, OURS, Comparison, Side
+from benchmarks.comparisons import CORES, LAYERS, OURS, Comparison, Side, Sides
 from llm.train.peak import measured_peak
 from llm.train.precision import computes_in_bf16
 
 TABLES = {"core": CORES, "layer": LAYERS}
-TOKENS, GROWTH = (512, 2048, 8192), 1.1
+TOKENS, GROWTH, PROJECTIONS = (512, 2048, 8192), 1.1, "projections"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -48,13 +48,14 @@ def seconds(side: Side) -> float:
     return time.perf_counter() - start
 
 
-def measure(comparison: Comparison, tokens: int, dtype: torch.dtype, rounds: int) -> dict[str, float | None]:
-    """Median seconds of each side; None: it cannot run in this dtype."""
+def measure(comparison: Comparison, tokens: int, dtype: torch.dtype, rounds: int, more: Sides | None = None) -> dict[str, float | None]:
+    """Median seconds of each side, and of `more`, in turns; None: it cannot run in this dtype."""
     torch.manual_seed(0)
     times: dict[str, list[float]] = {}
     sides = comparison.sides(tokens, dtype)
     if comparison.peers_until is not None and tokens > comparison.peers_until:
         sides = {OURS: sides[OURS]}
+    sides |= more or {}
     for name in list(sides):
         try:
             seconds(sides[name])
@@ -77,10 +78,12 @@ def rows(args: argparse.Namespace):
         peak = measured_peak(torch.device("cpu"), dtype, seconds=1.0)
         for table in args.tables:
             for name, comparison in TABLES[table].items():
-                if args.only and name.split(",")[0] not in args.only and name != "projections":
+                if args.only and name.split(",")[0] not in args.only:
                     continue
                 for tokens in args.tokens:
-                    found = measure(comparison, tokens, dtype, args.rounds)
+                    grows = table == "layer" and comparison.recurrent
+                    beside = {PROJECTIONS: LAYERS[PROJECTIONS].sides(tokens, dtype)[OURS]} if grows else {}
+                    found = measure(comparison, tokens, dtype, args.rounds, beside)
                     ours = found.pop(OURS)
                     yield {
                         "table": table,
@@ -101,15 +104,13 @@ def line(row: dict) -> str:
 
 
 def growths(found: list[dict]) -> list[dict]:
-    """Per recurrent layer: time at 4 T over time at T, over the same of the projections."""
-    ms = {(r["mixer"], r["dtype"], r["tokens"]): r["ms"] for r in found if r["table"] == "layer"}
+    """Per recurrent layer: time at 4 T over time at T, over the same of the projections, which ran in turns with it."""
+    layers = {(r["mixer"], r["dtype"], r["tokens"]): r for r in found if PROJECTIONS in r["others"]}
     results = []
-    for (name, dtype, tokens), t in ms.items():
-        more, base = ms.get((name, dtype, 4 * tokens)), [ms.get(("projections", dtype, n)) for n in (tokens, 4 * tokens)]
-        if LAYERS[name].recurrent and more and all(base):
-            results.append(
-                {"mixer": name, "dtype": dtype, "tokens": tokens, "growth": more / t, "ratio": more / t * base[0] / base[1]}
-            )
+    for (name, dtype, tokens), row in layers.items():
+        if longer := layers.get((name, dtype, 4 * tokens)):
+            ratio = row["others"][PROJECTIONS] / longer["others"][PROJECTIONS]
+            results.append({"mixer": name, "dtype": dtype, "tokens": tokens, "growth": longer["ms"] / row["ms"], "ratio": ratio})
     return results
 
 
