@@ -34,7 +34,7 @@ endef
 
 # Checks go from cheap to dear and share few cores, also under `make -j`.
 .NOTPARALLEL:
-.PHONY: help env peers kernels test-kernels gpu-paper demo test test-all lint test-fast test-processes test-speed test-slurm test-hf-matrix chaos bench-data format check-cuda-constraints clean
+.PHONY: help env peers kernels test-kernels gpu-paper test-gpu demo test test-all lint test-fast test-processes test-speed test-slurm test-hf-matrix chaos bench-data format check-cuda-constraints clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 32
@@ -71,6 +71,10 @@ test-kernels: kernels ## the kernels behind the ops, run on a CPU in Triton's in
 gpu-paper: kernels ## what a GPU would run, without one: kernels compiled for sm_80 and sm_90, steps without values (WRITE=1 writes tables)
 	$(call check,pytest: sm_90; steps; graphs,$(one_thread) GPU_PAPER=90 WRITE=$(WRITE) PYTHONPATH=$(abspath $(VENV))/kernels $(PYTEST) -W ignore tests/paper)
 	$(call check,pytest: sm_80,$(one_thread) GPU_PAPER=80 WRITE=$(WRITE) PYTHONPATH=$(abspath $(VENV))/kernels $(PYTEST) -W ignore tests/paper/test_cubins.py)
+
+test-gpu: env ## what needs a GPU: kernels beside the definitions, a captured step; then layers and braids timed (docs/kernels.md)
+	$(call check,pytest: gpu,$(PYTEST) -W ignore -n 4 --tb=short -m gpu tests/ops/test_gpu.py tests/model/test_decode.py)
+	$(call check,speed on a GPU,$(BIN)/python -W ignore benchmarks/gpu.py --check)
 
 demo: env ## from text on this machine to a trained, evaluated, exported model (10 minutes on 2 cores)
 	@$(BIN)/python launch/demo.py

@@ -38,8 +38,7 @@ NEAR_CHANCE = 0.1
 class Claim:
     """solvers: right at every size of `solved`, with their worst seed. failing: near chance at the largest size at every rate and
     seed, though their training loss fell. rising: groups of architectures that are righter the larger their state, from `below` to
-    `above` at the last size of `solved`. right: what solvers are asked for. failing_hidden: of a feed-forward part that the failing
-    have in place of the grid's.
+    `above` at the last size of `solved`. failing_hidden: of a feed-forward part that the failing have in place of the grid's.
     """
 
     grid: ProbeConfig
@@ -49,7 +48,6 @@ class Claim:
     rising: list[list[str]] = field(default_factory=list)
     below: float = 0.5
     above: float = 0.9
-    right: float = SOLVED
     failing_hidden: int | None = None
 
     def points(self) -> list[Point]:
@@ -93,7 +91,6 @@ CLAIMS = {
         solvers=["slstm", "lstm"],
         failing=TWO_LAYERS,
         failing_hidden=64,
-        right=0.9,
     ),
     "parity": Claim(
         ProbeConfig(["parity"], ["slstm", "lstm", *WITHOUT_STATE], mixers=FOUR_HEADS, rates=RATES),
@@ -111,8 +108,8 @@ def verdicts(runs: Sequence[Run], claim: Claim) -> list[tuple[bool, str]]:
     for name in claim.solvers:
         worst = min(r["accuracy"][str(size)] for r in chosen(runs, task, name) for size in claim.solved)
         where = ", ".join(map(str, claim.solved))
-        sentence = f"{name} at {where} is right in {worst:.3f} with its worst seed (asked: >= {claim.right})"
-        found.append((worst >= claim.right, sentence))
+        sentence = f"{name} at {where} is right in {worst:.3f} with its worst seed (asked: >= {SOLVED})"
+        found.append((worst >= SOLVED, sentence))
     last = str(claim.solved[-1])
     for name in claim.failing:
         best = max(r["accuracy"][last] for r in runs if r["architecture"] == name)

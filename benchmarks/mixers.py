@@ -7,8 +7,8 @@
 
 Medians of interleaved rounds. Read the ratios: absolute times are the machine's. `bound` is how much of the rate of large matrix
 products the core's or layer's products alone reach; where those are not the work (scans, cells) it says little. `growth` is the
-time for four times the tokens, over that of four projections of the width, in turns with it. Memory once had is kept, for all sides: else each tensor
-above 32 MiB would be had from the system anew, page by page, and the longest runs would measure that.
+time for four times the tokens, over that of four projections of the width, in turns with it. Memory once had is kept, for all sides:
+else each tensor above 32 MiB would be had from the system anew, page by page, and the longest runs would measure that.
 """
 
 import argparse
@@ -48,7 +48,9 @@ def seconds(side: Side) -> float:
     return time.perf_counter() - start
 
 
-def measure(comparison: Comparison, tokens: int, dtype: torch.dtype, rounds: int, more: Sides | None = None) -> dict[str, float | None]:
+def measure(
+    comparison: Comparison, tokens: int, dtype: torch.dtype, rounds: int, more: Sides | None = None
+) -> dict[str, float | None]:
     """Median seconds of each side, and of `more`, in turns; None: it cannot run in this dtype."""
     torch.manual_seed(0)
     times: dict[str, list[float]] = {}

@@ -36,7 +36,8 @@ def test_what_is_below_its_floor_is_named():
 
 def test_growth_is_measured_by_the_projections():
     """In turns with the layer: those of another minute do not count."""
-    rows = [row("projections", 512, 1.0), row("projections", 2048, 100.0), row("attention", 512, 20.0), row("attention", 2048, 200.0)]
+    rows = [row("projections", 512, 1.0), row("projections", 2048, 100.0)]
+    rows += [row("attention", 512, 20.0), row("attention", 2048, 200.0)]
     rows += [row("mamba", 512, 20.0, projections=10 / 20), row("mamba", 2048, 100.0, projections=40 / 100)]
     assert [(r["mixer"], r["growth"], r["ratio"]) for r in growths(rows)] == [("mamba", 5.0, 1.25)]
     assert shortfalls(rows, 1.0) == ["layer mamba fp32 512 to 2048: grows 1.25x as the projections do, at most 1.10x is allowed"]
