@@ -7,7 +7,7 @@
 
 Medians of interleaved rounds. Read the ratios: absolute times are the machine's. `bound` is how much of the rate of large matrix
 products the core's or layer's products alone reach; where those are not the work (scans, cells) it says little. `growth` is the
-time for four times the tokens, over that of four projections of the width, in turns with it. Memory once had is kept, for all sides:
+time for four times the tokens, over that of four projections of the width, in turns with it. Memory once had is kept by all sides:
 else each tensor above 32 MiB would be had from the system anew, page by page, and the longest runs would measure that.
 """
 
