@@ -101,9 +101,10 @@ test-slurm: env ## every job that SLURM can disturb, on a cluster of two nodes o
 	$(call check,pytest: SLURM,$(one_thread) $(PYTEST) tests/slurm --durations=0)
 
 # What an export is loaded by: in a process that has that transformers alone, and in tests that run on it as a whole.
-test-hf-matrix: env $(if $(ENV_READY),,$(OLD_HF_STAMP)) ## exports and imports on transformers 4.57 and 5
+test-hf-matrix: peers $(if $(ENV_READY),,$(OLD_HF_STAMP)) ## exports and imports on transformers 4.57 and 5
 	$(call check,transformers 4.57: logits of every export,$(one_thread) HF_SITE=$(abspath $(VENV))/hf-4.57 $(PYTEST) -s tests/export/test_parity.py)
 	$(call check,transformers 4.57: what users do,$(one_thread) PYTHONPATH=$(abspath $(VENV))/hf-4.57 $(PYTEST) -W ignore tests/export/test_interface.py tests/export/test_native.py)
+	$(call check,transformers 4.57: speed of Mamba-2 beside its layer,PYTHONPATH=$(abspath $(VENV))/hf-4.57 $(BIN)/python -W ignore benchmarks/mixers.py --check 1.0 --threads 1 --only mamba2 --tables layer --tokens 512 --dtypes fp32)
 	$(call check,transformers 5: logits of every export,$(one_thread) $(PYTEST) tests/export/test_parity.py)
 
 $(OLD_HF_STAMP):
