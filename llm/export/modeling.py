@@ -204,11 +204,12 @@ class BraidForCausalLM(GenerationMixin, PreTrainedModel):
         rows = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.model.logits(x if labels is not None else x[:, rows])
         loss = None if labels is None else self._loss(logits, labels, attention_mask, num_items_in_batch)
+        kept: dict[str, Any] = {CACHE: cache if keep else None}
         result = CausalLMOutputWithPast(
             loss=loss,
             logits=logits if labels is None else logits[:, rows],
             hidden_states=None if layers is None else (*layers, x),
-            **{CACHE: cache if keep else None},
+            **kept,
         )
         plain = not getattr(self.config, "return_dict", True) if return_dict is None else not return_dict
         return result.to_tuple() if plain else result
