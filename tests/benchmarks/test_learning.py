@@ -60,7 +60,7 @@ def test_verdicts_ask_solvers_for_every_seed_and_the_failing_for_none():
     one(runs, "solver", 0.1)["accuracy"]["40"] = 0.98
     one(runs, "failing", 0.2)["accuracy"]["200"] = 0.62
     assert missed(runs) == ["solver", "failing"]
-    assert missed(runs, replace(CLAIM, right=0.97)) == ["failing"]
+    assert missed(runs, replace(CLAIM, solved=[200])) == ["failing"]
     # to fail without having learned anything shows nothing
     assert missed(some_runs(RIGHT, loss_last=0.69)) == ["failing"]
 
