@@ -31,7 +31,7 @@ def projection(width_in: int, width_out: int) -> Cost:
 
 
 def block_projection(width: int, block: int) -> Cost:
-    """A block-diagonal matrix applied to every token."""
+    """A block-diagonal matrix applied to every token; zeros with which small blocks are joined are no work of the model's."""
     return Cost(parameters=width * block, flops=2.0 * width * block)
 
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from llm.cost import Cost, block_projection, conv, conv_tail, mlstm, mlstm_state_bytes, projection, vector
 from llm.errors import ConfigError
 from llm.mixers.mixer import Mixer
+from llm.ops.blockwise import blockwise
 from llm.ops.norm import head_norm
 from llm.ops.swiglu import swiglu
 from llm.sequence import Seq, conv_state, mlstm_state, named
@@ -106,9 +107,3 @@ class MLSTMPaper(Mixer):
         channels = self.inner // self.config.heads
         cell = mlstm_state(self.config.heads, channels, channels)
         return named("conv", conv_state(self.inner, self.config.taps)) | named("mlstm", cell)
-
-
-def blockwise(x_BTD: Tensor, weight: Tensor) -> Tensor:
-    """A block-diagonal map: `weight` is `[blocks, out, in]`."""
-    blocks = x_BTD.unflatten(-1, (weight.shape[0], -1))
-    return torch.einsum("btni,noi->btno", blocks, weight).flatten(-2)

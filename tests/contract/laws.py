@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from llm.docs import Docs
 from llm.init import ROLES, initialise, parameter_roles
 from llm.mixers import MIXERS, Mixer
-from llm.ops import loops
+from llm.ops import blockwise, loops
 from llm.state import State
 
 WIDTH = 8
@@ -298,13 +298,14 @@ def cost_is_the_module_s(case: Case) -> None:
 
 
 def _flops_per_token(mixer: Mixer, context: int, pairs: int) -> float:
-    """Counted over the matrix products of the PyTorch forms; each query-key pair of an attention counts `pairs` times."""
+    """Counted over the matrix products of the PyTorch forms, without the zeros between joined blocks; each query-key pair of an
+    attention counts `pairs` times."""
 
     def attend(q: list[int], k: list[int], v: list[int], *_: Any, **__: Any) -> int:
         return pairs * 2 * q[0] * q[1] * q[2] * k[2] * (q[3] + v[3])
 
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attend})
-    with counter, torch.no_grad(), patch.dict(loops.LOOPS, clear=True):
+    with counter, torch.no_grad(), patch.dict(loops.LOOPS, clear=True), patch.object(blockwise, "JOINED_CHANNELS", 1):
         mixer(streams(tokens=context).float())
     return counter.get_total_flops() / (2 * context)
 

@@ -1,4 +1,4 @@
-"""Convolution, cross-entropy, rotary positions and norms against independent forms; and ops under autocast."""
+"""Convolution, block-diagonal maps, cross-entropy, rotary positions and norms against independent forms; and ops under autocast."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llm.ops import dispatch
+from llm.ops.blockwise import JOINED_ROWS, blockwise
 from llm.ops.conv import chunk as conv_chunk
 from llm.ops.conv import loop as conv_loop
 from llm.ops.conv import naive as conv_naive
@@ -55,6 +56,17 @@ def test_convolution_is_a_padded_conv1d():
     want = F.conv1d(F.pad(x.transpose(1, 2), (3, 0)), weight[:, None], groups=3).transpose(1, 2)
     got, _ = conv_naive.conv(x, weight, None, torch.zeros(2, 3, 3))
     torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("tokens", [1, JOINED_ROWS])
+@pytest.mark.parametrize(("blocks", "out", "into"), [(12, 4, 4), (7, 4, 4), (26, 3, 2), (2, 48, 48)])
+def test_a_block_diagonal_map_is_one_of_the_whole_matrix(blocks, out, into, tokens):
+    x = torch.randn(2, tokens, blocks * into, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(blocks, out, into, dtype=torch.float64, requires_grad=True)
+    whole = F.linear(x, torch.block_diag(*weight))
+    up = torch.randn_like(whole)
+    for got, want in zip(*((y, *torch.autograd.grad(y, (x, weight), up)) for y in (blockwise(x, weight), whole)), strict=True):
+        torch.testing.assert_close(got, want)
 
 
 @pytest.mark.parametrize("cap", [None, 2.0])
