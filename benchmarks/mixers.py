@@ -5,10 +5,11 @@
     python benchmarks/mixers.py --check 1.0                           exit status 1 where a ratio is below its floor
     python benchmarks/mixers.py --memory                              peak memory of each layer at 8192 tokens
 
-Medians of interleaved rounds. Read the ratios: absolute times are the machine's. `bound` is how much of the rate of large matrix
-products the core's or layer's products alone reach; where those are not the work (scans, cells) it says little. `growth` is the
-time for four times the tokens, over that of four projections of the width, in turns with it. Memory once had is kept by all sides:
-else each tensor above 32 MiB would be had from the system anew, page by page, and the longest runs would measure that.
+Medians of interleaved rounds, of ratios those of each round's. Read the ratios: absolute times are the machine's. `bound` is how
+much of the rate of large matrix products the core's or layer's products alone reach; where those are not the work (scans, cells) it
+says little. `growth` is the time for four times the tokens, over that of four projections of the width, in turns with it. Memory
+once had is kept by all sides: else each tensor above 32 MiB would be had from the system anew, page by page, and the longest runs
+would measure that.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from llm.train.precision import computes_in_bf16
 
 TABLES = {"core": CORES, "layer": LAYERS}
 TOKENS, GROWTH, PROJECTIONS = (512, 2048, 8192), 1.1, "projections"
+SECONDS = 0.5
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -50,14 +52,18 @@ def seconds(side: Side) -> float:
 
 def measure(
     comparison: Comparison, tokens: int, dtype: torch.dtype, rounds: int, more: Sides | None = None
-) -> dict[str, float | None]:
-    """Median seconds of each side, and of `more`, in turns; None: it cannot run in this dtype."""
+) -> tuple[float, dict[str, float | None]]:
+    """(our median seconds, how many times as long each other side and `more` take; None: it cannot run in this dtype).
+
+    All sides take turns; a ratio is the median of the rounds'. Where rounds are short, there are as many as take SECONDS
+    for each that was asked for.
+    """
     torch.manual_seed(0)
-    times: dict[str, list[float]] = {}
     sides = comparison.sides(tokens, dtype)
     if comparison.peers_until is not None and tokens > comparison.peers_until:
         sides = {OURS: sides[OURS]}
     sides |= more or {}
+    ratios: dict[str, float | None] = {}
     for name in list(sides):
         try:
             seconds(sides[name])
@@ -66,11 +72,12 @@ def measure(
                 raise
             print(f"  ({name} does not run in {dtype}: {str(error).splitlines()[0][:90]})", flush=True)
             del sides[name]
-            times[name] = []
-    for _ in range(rounds):
-        for name, side in sides.items():
-            times.setdefault(name, []).append(seconds(side))
-    return {name: statistics.median(found) if found else None for name, found in times.items()}
+            ratios[name] = None
+    turns: list[dict[str, float]] = []
+    while len(turns) < rounds or sum(sum(turn.values()) for turn in turns) < rounds * SECONDS:
+        turns.append({name: seconds(side) for name, side in sides.items()})
+    ratios |= {name: statistics.median(turn[name] / turn[OURS] for turn in turns) for name in sides if name != OURS}
+    return statistics.median(turn[OURS] for turn in turns), ratios
 
 
 def rows(args: argparse.Namespace):
@@ -85,8 +92,7 @@ def rows(args: argparse.Namespace):
                 for tokens in args.tokens:
                     grows = table == "layer" and comparison.recurrent
                     beside = {PROJECTIONS: LAYERS[PROJECTIONS].sides(tokens, dtype)[OURS]} if grows else {}
-                    found = measure(comparison, tokens, dtype, args.rounds, beside)
-                    ours = found.pop(OURS)
+                    ours, others = measure(comparison, tokens, dtype, args.rounds, beside)
                     yield {
                         "table": table,
                         "mixer": name,
@@ -94,7 +100,7 @@ def rows(args: argparse.Namespace):
                         "tokens": tokens,
                         "ms": 1e3 * ours,
                         "bound": 3 * comparison.work * tokens / peak / ours,
-                        "others": {peer: None if t is None else t / ours for peer, t in found.items()},
+                        "others": others,
                     }
 
 
