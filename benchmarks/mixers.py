@@ -55,8 +55,8 @@ def measure(
 ) -> tuple[float, dict[str, float | None]]:
     """(our median seconds, how many times as long each other side and `more` take; None: it cannot run in this dtype).
 
-    All sides take turns; a ratio is the median of the rounds'. Where rounds are short, there are as many as take SECONDS
-    for each that was asked for.
+    All sides take turns, and turns to be first; a ratio is the median of the rounds'. Where rounds are short, there are as many as
+    take SECONDS for each that was asked for.
     """
     torch.manual_seed(0)
     sides = comparison.sides(tokens, dtype)
@@ -75,7 +75,8 @@ def measure(
             ratios[name] = None
     turns: list[dict[str, float]] = []
     while len(turns) < rounds or sum(sum(turn.values()) for turn in turns) < rounds * SECONDS:
-        turns.append({name: seconds(side) for name, side in sides.items()})
+        first = len(turns) % len(sides)
+        turns.append({name: seconds(sides[name]) for name in [*sides][first:] + [*sides][:first]})
     ratios |= {name: statistics.median(turn[name] / turn[OURS] for turn in turns) for name in sides if name != OURS}
     return statistics.median(turn[OURS] for turn in turns), ratios
 
