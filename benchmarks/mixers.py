@@ -56,7 +56,7 @@ def measure(
     """(our median seconds, how many times as long each other side and `more` take; None: it cannot run in this dtype).
 
     All sides take turns, and turns to be first; a ratio is the median of the rounds'. Where rounds are short, there are as many as
-    take SECONDS for each that was asked for.
+    take SECONDS for each that was asked for; ours and `more` go on until theirs do, where the others are slow.
     """
     torch.manual_seed(0)
     sides = comparison.sides(tokens, dtype)
@@ -74,10 +74,11 @@ def measure(
             del sides[name]
             ratios[name] = None
     turns: list[dict[str, float]] = []
-    while len(turns) < rounds or sum(sum(turn.values()) for turn in turns) < rounds * SECONDS:
-        first = len(turns) % len(sides)
-        turns.append({name: seconds(sides[name]) for name in [*sides][first:] + [*sides][:first]})
-    ratios |= {name: statistics.median(turn[name] / turn[OURS] for turn in turns) for name in sides if name != OURS}
+    for group in ([*sides], [OURS, *more]) if more else ([*sides],):
+        while len(turns) < rounds or sum(turn.get(name, 0.0) for turn in turns for name in group) < rounds * SECONDS:
+            first = len(turns) % len(group)
+            turns.append({name: seconds(sides[name]) for name in group[first:] + group[:first]})
+    ratios |= {name: statistics.median(turn[name] / turn[OURS] for turn in turns if name in turn) for name in sides if name != OURS}
     return statistics.median(turn[OURS] for turn in turns), ratios
 
 
