@@ -82,28 +82,26 @@ def measure(
     return statistics.median(turn[OURS] for turn in turns), ratios
 
 
+def timed(table: str, name: str, dtype_name: str, tokens: int, rounds: int, peak: float) -> dict:
+    comparison, dtype = TABLES[table][name], DTYPES[dtype_name]
+    grows = table == "layer" and comparison.recurrent
+    beside = {PROJECTIONS: LAYERS[PROJECTIONS].sides(tokens, dtype)[OURS]} if grows else {}
+    ours, others = measure(comparison, tokens, dtype, rounds, beside)
+    bound = 3 * comparison.work * tokens / peak / ours
+    row = {"table": table, "mixer": name, "dtype": dtype_name, "tokens": tokens, "rounds": rounds, "peak": peak}
+    return row | {"ms": 1e3 * ours, "bound": bound, "others": others}
+
+
 def rows(args: argparse.Namespace):
     """One per comparison, dtype and length."""
     for dtype_name in args.dtypes:
-        dtype = DTYPES[dtype_name]
-        peak = measured_peak(torch.device("cpu"), dtype, seconds=1.0)
+        peak = measured_peak(torch.device("cpu"), DTYPES[dtype_name], seconds=1.0)
         for table in args.tables:
-            for name, comparison in TABLES[table].items():
+            for name in TABLES[table]:
                 if args.only and name.split(",")[0] not in args.only:
                     continue
                 for tokens in args.tokens:
-                    grows = table == "layer" and comparison.recurrent
-                    beside = {PROJECTIONS: LAYERS[PROJECTIONS].sides(tokens, dtype)[OURS]} if grows else {}
-                    ours, others = measure(comparison, tokens, dtype, args.rounds, beside)
-                    yield {
-                        "table": table,
-                        "mixer": name,
-                        "dtype": dtype_name,
-                        "tokens": tokens,
-                        "ms": 1e3 * ours,
-                        "bound": 3 * comparison.work * tokens / peak / ours,
-                        "others": others,
-                    }
+                    yield timed(table, name, dtype_name, tokens, args.rounds, peak)
 
 
 def line(row: dict) -> str:
@@ -120,25 +118,43 @@ def growths(found: list[dict]) -> list[dict]:
     for (name, dtype, tokens), row in layers.items():
         if longer := layers.get((name, dtype, 4 * tokens)):
             ratio = row["others"][PROJECTIONS] / longer["others"][PROJECTIONS]
-            results.append({"mixer": name, "dtype": dtype, "tokens": tokens, "growth": longer["ms"] / row["ms"], "ratio": ratio})
+            growth = {"growth": longer["ms"] / row["ms"], "ratio": ratio, "rows": [row, longer]}
+            results.append({"mixer": name, "dtype": dtype, "tokens": tokens} | growth)
     return results
 
 
-def shortfalls(found: list[dict], factor: float) -> list[str]:
-    """Sentences: what is below `factor` times its floor."""
-    missed = []
+def shortfalls(found: list[dict], factor: float) -> dict[str, list[dict]]:
+    """Sentences, each with its rows: what is below `factor` times its floor."""
+    missed = {}
     for row in found:
         floors = TABLES[row["table"]][row["mixer"]].floors
         for peer, ratio in row["others"].items():
             floor = floors.get((peer, row["tokens"]))
             if floor and ratio is not None and ratio < factor * floor:
                 where = f"{row['table']} {row['mixer']} {row['dtype']} T={row['tokens']}"
-                missed.append(f"{where}: {ratio:.2f}x {peer}, at least {factor * floor:.2f}x is asked for")
+                missed[f"{where}: {ratio:.3f}x {peer}, at least {factor * floor:.2f}x is asked for"] = [row]
     for row in growths(found):
         if row["ratio"] > GROWTH / factor:
             where = f"layer {row['mixer']} {row['dtype']} {row['tokens']} to {4 * row['tokens']}"
-            missed.append(f"{where}: grows {row['ratio']:.2f}x as the projections do, at most {GROWTH / factor:.2f}x is allowed")
+            sentence = f"{where}: grows {row['ratio']:.3f}x as the projections do, at most {GROWTH / factor:.2f}x is allowed"
+            missed[sentence] = row["rows"]
     return missed
+
+
+def held_to_floors(found: list[dict], factor: float) -> list[str]:
+    """What falls short of its floor twice: a machine that is busy for some seconds fails no floor.
+
+    The second time, the rows have twice the rounds, and replace the first in `found`.
+    """
+    for sentence, rows_of in shortfalls(found, factor).items():
+        print(f"once more: {sentence}", flush=True)
+        for row in rows_of:
+            where = row["table"], row["mixer"], row["dtype"], row["tokens"]
+            at = next(n for n, r in enumerate(found) if (r["table"], r["mixer"], r["dtype"], r["tokens"]) == where)
+            if found[at] is row:
+                found[at] = timed(*where, 2 * row["rounds"], row["peak"])
+                print(line(found[at]), flush=True)
+    return list(shortfalls(found, factor))
 
 
 def peak_bytes(name: str, side: str, tokens: int, result) -> None:
@@ -207,10 +223,10 @@ def main() -> int:
         for row in rows(args):
             found.append(row)
             print(line(row), flush=True)
+        missed = held_to_floors(found, args.check) if args.check else []
         for row in growths(found):
             name, ratio = f"{row['mixer']} {row['dtype']} {row['tokens']} x 4", row["ratio"]
             print(f"growth {name}: {row['growth']:.2f}, {ratio:.2f} of the projections'")
-        missed = shortfalls(found, args.check) if args.check else []
         print(*missed, sep="\n", file=sys.stderr)
     if args.out:
         args.out.write_text(json.dumps({"torch": torch.__version__, "threads": args.threads, "rows": found}, indent=1))
