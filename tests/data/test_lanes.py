@@ -236,8 +236,8 @@ def test_a_seek_in_a_billion_sequences_is_quick(weights: dict[str, float]):
     order = LaneOrder(dict.fromkeys(weights, 10**9), weights, 0, lanes=512)
     tries = []
     for k in range(7):
-        start = time.perf_counter()
+        start = time.process_time()
         order(np.arange(5 * 10**8 + k, 5 * 10**8 + k + 4096))
-        tries.append(time.perf_counter() - start)
+        tries.append(time.process_time() - start)
     print(f"4096 places in the middle of 1e9, 512 lanes: {1e3 * min(tries):.2f} ms")
     assert min(tries) < 0.005
