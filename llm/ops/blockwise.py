@@ -1,5 +1,7 @@
 """Block-diagonal maps of small blocks, such as the query, key and value maps of the first xLSTM paper's mLSTM (4 channels each)."""
 
+from math import gcd
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ def blockwise(x_BTD: Tensor, weight: Tensor) -> Tensor:
     """
     n, o, i = weight.shape
     if x_BTD[..., 0].numel() >= JOINED_ROWS:
-        m = next(m for m in range(max(1, min(n, JOINED_CHANNELS // max(o, i))), 0, -1) if n % m == 0)
+        m = gcd(n, max(1, JOINED_CHANNELS // max(o, i)))
         apart = torch.eye(m, dtype=weight.dtype, device=weight.device)[:, None, :, None]
         n, weight = n // m, (weight.view(n // m, m, o, 1, i) * apart).view(n // m, m * o, m * i)
     return torch.einsum("btni,noi->btno", x_BTD.unflatten(-1, (n, -1)), weight).flatten(-2)
