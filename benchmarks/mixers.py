@@ -31,6 +31,7 @@ from llm.train.precision import computes_in_bf16
 
 TABLES = {"core": CORES, "layer": LAYERS}
 TOKENS, GROWTH, PROJECTIONS = (512, 2048, 8192), 1.1, "projections"
+# of all sides together, on average, for each round asked for
 SECONDS = 0.5
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -83,6 +84,7 @@ def measure(
 
 
 def timed(table: str, name: str, dtype_name: str, tokens: int, rounds: int, peak: float) -> dict:
+    """The row of one comparison; recurrent layers run beside the projections. peak: the rate of large matrix products, FLOP/s."""
     comparison, dtype = TABLES[table][name], DTYPES[dtype_name]
     grows = table == "layer" and comparison.recurrent
     beside = {PROJECTIONS: LAYERS[PROJECTIONS].sides(tokens, dtype)[OURS]} if grows else {}
